@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// Between Python objects and the operations. The only place that knows pybind11.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <exception>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "ops/ops.h"
+
+namespace nibblas {
+
+namespace py = pybind11;
+
+void register_weight(py::module_& m);
+void register_products(py::module_& m);
+void register_packing(py::module_& m);
+void register_runtime(py::module_& m);
+void register_dlpack(py::module_& m);
+
+// A packed weight and the arrays that it points into.
+struct BoundWeight {
+  Weight view;
+  int center;  // the code that means 0: matmul_integer takes codes as integers from there
+  std::vector<py::object> planes;
+};
+
+// The array that Python gave as `name`.
+Array view_array(const py::array& array);
+// The same, if its element type is one of the three floats; else a TypeError that helps.
+Array view_floats(const py::array& array, const char* name);
+
+// Complains unless `out` is writable and shares no element with the inputs or itself.
+void check_output(const py::array& out, const Array& view, const char* type_text, bool type_fits,
+                  const std::vector<py::object>& inputs);
+
+// A new array in C order at a 64-byte boundary.
+py::array new_array(const py::dtype& dtype, const std::vector<int64_t>& shape);
+
+// The NumPy type that the package ml_dtypes provides.
+py::dtype bfloat16_dtype();
+py::dtype float_dtype(const std::string& name);
+
+ScaleType scale_type_of(const py::array& plane, const char* name);
+Compute parse_compute(const std::string& name);
+Activation parse_activation(const py::object& name);
+
+// Runs f without the GIL. Not a destructor takes it back: at interpreter exit that call ends the
+// thread by unwinding it, which may not pass through a destructor.
+template <class F>
+void without_gil(const F& f) {
+  std::exception_ptr error;
+  PyThreadState* state = PyEval_SaveThread();
+  try {
+    f();
+  } catch (const std::exception&) {
+    error = std::current_exception();
+  }
+  PyEval_RestoreThread(state);
+  if (error) std::rethrow_exception(error);
+}
+
+}  // namespace nibblas

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// From running sums to outputs: bias, activation, canonical NaN, cast and store.
+#pragma once
+
+#include "kernels/activation.h"
+#include "kernels/values.h"
+
+namespace nibblas {
+namespace {
+
+template <class T>
+NIBBLAS_NOINLINE typename T::F32 apply_activation(Activation activation, typename T::F32 y) {
+  switch (activation) {
+    case Activation::relu: return relu<T>(y);
+    case Activation::gelu: return gelu<T>(y);
+    case Activation::gelu_tanh: return gelu_tanh<T>(y);
+    case Activation::silu: return silu<T>(y);
+    default: return y;
+  }
+}
+
+// acc: [rows][panels][16], rows from row0 and panels from `panel` on.
+template <class T>
+void store_outputs(const ProductJob& job, int64_t panel, int panels, int64_t row0, int64_t rows,
+                   const float* acc) {
+  for (int n = 0; n < panels; ++n) {
+    const int64_t col = (panel + n) * kPanel;
+    const int64_t count = smaller(kPanel, job.weight->cols - col);
+    float bias_lanes[kPanel] = {};
+    if (job.bias) memcpy(bias_lanes, job.bias + col, static_cast<size_t>(count) * sizeof(float));
+    const auto bias = T::load(bias_lanes);
+    for (int64_t row = 0; row < rows; ++row) {
+      auto y = T::add(T::load(acc + (row * panels + n) * kPanel), T::zero_f32());
+      if (job.bias) y = T::add(y, bias);
+      if (job.activation != Activation::none) y = apply_activation<T>(job.activation, y);
+      char* to = mutable_row(job.y, row0 + row) + col * job.y.col_stride;
+      store_lanes<T>(to, job.y.col_stride, count, job.type, canonical_nan<T>(y));
+    }
+  }
+}
+
+template <class T>
+void activate(const float* x, float* y, int64_t count, Activation activation) {
+  for (int64_t i = 0; i < count; i += kPanel) {
+    float lanes[kPanel] = {};
+    const int64_t n = smaller(kPanel, count - i);
+    memcpy(lanes, x + i, static_cast<size_t>(n) * sizeof(float));
+    const auto v = canonical_nan<T>(apply_activation<T>(activation, T::load(lanes)));
+    T::store(lanes, v);
+    memcpy(y + i, lanes, static_cast<size_t>(n) * sizeof(float));
+  }
+}
+
+}  // namespace
+}  // namespace nibblas

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+// Many rows: NV panels of weights are expanded once per depth block, into L1 or L2, and swept by
+// all rows of x. See gemv.h for few rows.
+#pragma once
+
+#include "kernels/epilogue.h"
+#include "kernels/tile.h"
+
+namespace nibblas {
+namespace {
+
+// Codes expanded at once. int8: 512 codes x 4 panels x 16 outputs are 32 KB, which one core's L1
+// and the rows of x share with little loss (L2 serves the rest). float32: 256 codes are 64 KB, and
+// the largest group that is combined inside the tile. Both are multiples of every such group.
+template <class Ops>
+constexpr int64_t kDepthBlock = Ops::kFloat ? 256 : 512;
+
+// Scratch of one product: the block, then running sums and segment sums of [rows][NV][16].
+struct ProductScratch {
+  Block block;
+  float* acc;
+  int32_t* sums;
+};
+
+template <class T>
+constexpr size_t kBlockRowBytes = size_t{256} * T::kGemmPanels * kRowBytes;
+template <class T>
+constexpr size_t kBlockScaleBytes = size_t{512 / 16} * T::kGemmPanels * kPanel * sizeof(float);
+
+template <class T>
+constexpr int widest_panels() {
+  int most = T::kGemmPanels;
+  for (int rows = 1; rows <= T::kGemvRows; ++rows) {
+    if (T::gemv_panels(rows) > most) most = T::gemv_panels(rows);
+  }
+  return most;
+}
+
+template <class T>
+size_t product_scratch_bytes(int64_t rows) {
+  const size_t sums = static_cast<size_t>(rows + 1) * widest_panels<T>() * kPanel * sizeof(float);
+  return kBlockRowBytes<T> + 3 * kBlockScaleBytes<T> + 2 * sums;
+}
+
+template <class T>
+ProductScratch carve_scratch(void* memory, int64_t rows) {
+  uint8_t* p = static_cast<uint8_t*>(memory);
+  ProductScratch s;
+  s.block.rows = p;
+  p += kBlockRowBytes<T>;
+  s.block.scales = reinterpret_cast<float*>(p);
+  p += kBlockScaleBytes<T>;
+  s.block.mins = reinterpret_cast<float*>(p);
+  p += kBlockScaleBytes<T>;
+  s.block.zeros = p;
+  p += kBlockScaleBytes<T>;
+  s.acc = reinterpret_cast<float*>(p);
+  p += static_cast<size_t>(rows + 1) * widest_panels<T>() * kPanel * sizeof(float);
+  s.sums = reinterpret_cast<int32_t*>(p);
+  return s;
+}
+
+// p + n, where an array that a job does not need stays null.
+template <class P>
+inline P* offset(P* p, int64_t n) {
+  return p ? p + n : p;
+}
+
+// f(Index<m>, first row, TileRows at the tile's first segment) for each tile of [row0, row1).
+template <int MaxRows, class F>
+NIBBLAS_INLINE void for_each_tile(const PackedRows& x, int64_t row0, int64_t row1, const F& f) {
+  for (int64_t row = row0; row < row1; row += MaxRows) {
+    const int m = static_cast<int>(smaller(MaxRows, row1 - row));
+    const int64_t at = row * x.segments;
+    const TileRows tile = {x.words + row * x.row_words, offset(x.scales, at), x.starts + at,
+                           offset(x.sums, at)};
+    with_rows<MaxRows>(m, [&](auto mr) NIBBLAS_INLINE_LAMBDA { f(mr, row, tile); });
+  }
+}
+
+// The part of a tile's rows that begins `words` words into each row and at a segment.
+inline TileRows advance(TileRows x, int m, int64_t words, int64_t segment) {
+  return {x.words + words * m, x.scales + segment * m, x.starts + segment * m,
+          offset(x.sums, segment * m)};
+}
+
+// Adds the finished sums of one segment to acc, for all rows of the tiles.
+template <class T, int MR, class Source>
+NIBBLAS_NOINLINE void combine_segment(const Source& w, TileRows x, int64_t g, const int32_t* sums,
+                                      float* acc) {
+  using Ops = typename Source::Ops;
+  constexpr int NV = Source::kPanels;
+  for (int n = 0; n < NV; ++n) {
+    const auto scale = w.scale(n, g);
+    for (int m = 0; m < MR; ++m) {
+      const int at = (m * NV + n) * kPanel;
+      const float a = Ops::kFloat ? 0.0f : x.scales[m];
+      auto sum = Ops::combine(Ops::load_sum(sums + at), a, scale, T::load(acc + at));
+      if constexpr (Source::kKind == OffsetKind::mins) {
+        sum = T::fma(T::set1(x.sums[m]), w.min(n, g), sum);
+      }
+      T::store(acc + at, sum);
+    }
+  }
+}
+
+template <class T, int MR, class Source>
+NIBBLAS_NOINLINE void begin_segment(const Source& w, TileRows x, int32_t* sums) {
+  using Ops = typename Source::Ops;
+  constexpr int NV = Source::kPanels;
+  typename Ops::Sum c[MR][NV];
+  first_sums<T, MR>(w, x.starts, c);
+  for (int m = 0; m < MR; ++m) {
+    for (int n = 0; n < NV; ++n) Ops::store_sum(sums + (m * NV + n) * kPanel, c[m][n]);
+  }
+}
+
+// Groups that fit into a depth block: running sums are combined inside the tile.
+template <class T, class Split, OffsetKind kOffset, int NV>
+void gemm_short_groups(const ProductJob& job, int64_t panel, int64_t row0, int64_t row1,
+                       const ProductScratch& s) {
+  using Ops = typename Split::Ops;
+  const Weight& w = *job.weight;
+  for (int64_t k = 0; k < w.depth_padded; k += kDepthBlock<Ops>) {
+    const int64_t depth = smaller(kDepthBlock<Ops>, w.depth_padded - k);
+    expand_block<T, Split, kOffset, NV>(w, panel, k, depth, true, s.block);
+    const int64_t rows = plane_rows(w.group, w.bits) * Split::kParts;
+    const int64_t words = plane_rows(k, w.bits) * Split::kParts;
+    for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+      multiply_segments<T, m.value>(BlockSource<T, Ops, kOffset, NV>(s.block),
+                                    advance(x, m.value, words, k / w.group), depth / w.group, rows,
+                                    rows, 1, s.acc + (row - row0) * NV * kPanel);
+    });
+  }
+}
+
+// Longer groups, and whole rows: the sums of a segment wait in memory between depth blocks.
+template <class T, class Split, OffsetKind kOffset, int NV>
+void gemm_long_groups(const ProductJob& job, int64_t panel, int64_t row0, int64_t row1,
+                      const ProductScratch& s) {
+  using Ops = typename Split::Ops;
+  const Weight& w = *job.weight;
+  PlaneSource<T, Split, kOffset, NV> planes(w, panel);
+  for (int64_t segment = 0; segment < job.x.segments; ++segment) {
+    const int64_t begin = segment * job.x.segment;
+    const int64_t end = smaller(begin + job.x.segment, w.depth_padded);
+    const int64_t g = w.per_channel ? 0 : segment;
+    planes.begin_group(g);
+    for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+      begin_segment<T, m.value>(planes, advance(x, m.value, 0, segment),
+                                s.sums + (row - row0) * NV * kPanel);
+    });
+    for (int64_t k = begin; k < end; k += kDepthBlock<Ops>) {
+      const int64_t depth = smaller(kDepthBlock<Ops>, end - k);
+      expand_block<T, Split, kOffset, NV>(w, panel, k, depth, false, s.block);
+      const int64_t words = plane_rows(k, w.bits) * Split::kParts;
+      const int64_t rows = plane_rows(depth, w.bits) * Split::kParts;
+      for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+        multiply_part<T, m.value>(BlockSource<T, Ops, kOffset, NV>(s.block),
+                                  x.words + words * m.value, rows,
+                                  s.sums + (row - row0) * NV * kPanel);
+      });
+    }
+    for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+      const int64_t at = (row - row0) * NV * kPanel;
+      combine_segment<T, m.value>(planes, advance(x, m.value, 0, segment), g, s.sums + at,
+                                  s.acc + at);
+    });
+  }
+}
+
+template <class T, class Split, OffsetKind kOffset, int NV>
+void gemm_panels(const ProductJob& job, int64_t panel, int64_t row0, int64_t row1,
+                 const ProductScratch& s) {
+  memset(s.acc, 0, static_cast<size_t>(row1 - row0) * NV * kPanel * sizeof(float));
+  if (job.weight->per_channel || job.weight->group > kDepthBlock<typename Split::Ops>) {
+    gemm_long_groups<T, Split, kOffset, NV>(job, panel, row0, row1, s);
+  } else {
+    gemm_short_groups<T, Split, kOffset, NV>(job, panel, row0, row1, s);
+  }
+  store_outputs<T>(job, panel, NV, row0, row1 - row0, s.acc);
+}
+
+// f(Index<NV>, panel) over [panel0, panel1): NV panels at a time, then the rest by halves.
+template <int NV, class F>
+NIBBLAS_INLINE void for_each_panels(int64_t panel0, int64_t panel1, const F& f) {
+  for (; panel1 - panel0 >= NV; panel0 += NV) f(Index<NV>{}, panel0);
+  if constexpr (NV > 1) for_each_panels<NV / 2>(panel0, panel1, f);
+}
+
+template <class T, class Split, OffsetKind kOffset>
+void gemm(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
+          void* scratch) {
+  const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
+  for_each_panels<T::kGemmPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
+    gemm_panels<T, Split, kOffset, nv.value>(job, panel, row0, row1, s);
+  });
+}
+
+}  // namespace
+}  // namespace nibblas

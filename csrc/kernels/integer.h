@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: Apache-2.0
+// Integer products without scales, modulo 2^32. Operands are packed like weights and activations:
+// b as unsigned codes, a as signed ones, and every zero point goes through a sum:
+//   (a - za)(b - zb) = [a b - zb sum(a)] - za [1 b - zb K]
+// The second bracket is what a row of ones gives, so it is computed as one more row of a.
+#pragma once
+
+#include "kernels/gemm.h"
+
+namespace nibblas {
+namespace {
+
+template <class T>
+void store_integers(const IntegerProductJob& job, int64_t panel, int panels, int64_t row0,
+                    int64_t rows, const int32_t* sums, const int32_t* ones) {
+  for (int n = 0; n < panels; ++n) {
+    const int64_t col = (panel + n) * kPanel;
+    const int64_t count = smaller(kPanel, job.weight->cols - col);
+    for (int64_t row = 0; row < rows; ++row) {
+      auto c = T::load_i32(sums + (row * panels + n) * kPanel);
+      if (job.ones) {
+        const auto zero = T::set1_i32(job.a_zero[row0 + row]);
+        c = T::sub_i32(c, T::mul_i32(zero, T::load_i32(ones + n * kPanel)));
+      }
+      char* to = mutable_row(job.y, row0 + row) + col * job.y.col_stride;
+      store_lanes<T>(to, job.y.col_stride, count, FloatType::float32, T::from_bits(c));
+    }
+  }
+}
+
+// The first sums of m rows: -zb * sum(a).
+template <class T, int NV>
+void begin_integers(const IntegerProductJob& job, int64_t panel, const int32_t* starts,
+                    int64_t rows, int32_t* sums) {
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int n = 0; n < NV; ++n) {
+      auto c = T::set1_i32(starts[row]);
+      if (job.b_zero) c = T::mul_i32(c, T::load_u8(job.b_zero + (panel + n) * kPanel));
+      T::store_i32(sums + (row * NV + n) * kPanel, c);
+    }
+  }
+}
+
+template <class T, class Split, int NV>
+void integer_gemm_panels(const IntegerProductJob& job, int64_t panel, int64_t row0, int64_t row1,
+                         const ProductScratch& s) {
+  using Ops = typename Split::Ops;
+  const Weight& w = *job.weight;
+  int32_t* ones = s.sums + (row1 - row0) * NV * kPanel;
+  begin_integers<T, NV>(job, panel, job.x.starts + row0, row1 - row0, s.sums);
+  if (job.ones) begin_integers<T, NV>(job, panel, job.ones->starts, 1, ones);
+  for (int64_t k = 0; k < w.depth_padded; k += kDepthBlock<Ops>) {
+    const int64_t depth = smaller(kDepthBlock<Ops>, w.depth_padded - k);
+    expand_block<T, Split, OffsetKind::constant, NV>(w, panel, k, depth, false, s.block);
+    const BlockSource<T, Ops, OffsetKind::constant, NV> block(s.block);
+    const int64_t words = plane_rows(k, w.bits) * Split::kParts;
+    const int64_t rows = plane_rows(depth, w.bits) * Split::kParts;
+    for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+      multiply_part<T, m.value>(block, x.words + words * m.value, rows,
+                                s.sums + (row - row0) * NV * kPanel);
+    });
+    if (job.ones) multiply_part<T, 1>(block, job.ones->words + words, rows, ones);
+  }
+  store_integers<T>(job, panel, NV, row0, row1 - row0, s.sums, ones);
+}
+
+template <class T, class Split, int MR, int NV>
+void integer_gemv_panels(const IntegerProductJob& job, int64_t panel) {
+  const Weight& w = *job.weight;
+  const PlaneSource<T, Split, OffsetKind::constant, NV> planes(w, panel);
+  const int64_t rows = plane_rows(w.depth_padded, w.bits);
+  int32_t sums[MR * NV * kPanel];
+  int32_t ones[NV * kPanel] = {};
+  begin_integers<T, NV>(job, panel, job.x.starts, MR, sums);
+  multiply_part<T, MR>(planes, job.x.words, rows, sums);
+  if (job.ones) {
+    begin_integers<T, NV>(job, panel, job.ones->starts, 1, ones);
+    multiply_part<T, 1>(planes, job.ones->words, rows, ones);
+  }
+  store_integers<T>(job, panel, NV, 0, MR, sums, ones);
+}
+
+template <class T, class Split>
+void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
+                        int64_t row1, void* scratch) {
+  if (job.x.rows > T::kGemvRows) {
+    const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
+    for_each_panels<T::kGemmPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
+      integer_gemm_panels<T, Split, nv.value>(job, panel, row0, row1, s);
+    });
+    return;
+  }
+  with_rows<T::kGemvRows>(static_cast<int>(job.x.rows), [&](auto mr) {
+    constexpr int MR = decltype(mr)::value;
+    constexpr int NV = T::gemv_panels(MR);
+    int64_t panel = panel0;
+    for (; panel + NV <= panel1; panel += NV) integer_gemv_panels<T, Split, MR, NV>(job, panel);
+    for (; panel < panel1; ++panel) integer_gemv_panels<T, Split, MR, 1>(job, panel);
+  });
+}
+
+template <class T>
+void integer_product(const IntegerProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
+                     int64_t row1, void* scratch) {
+  if (job.weight->bits == 8) {
+    integer_product_of<T, IntSplit<T, 8>>(job, panel0, panel1, row0, row1, scratch);
+  } else {
+    integer_product_of<T, IntSplit<T, 4>>(job, panel0, panel1, row0, row1, scratch);
+  }
+}
+
+}  // namespace
+}  // namespace nibblas

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+// The jobs that ops/ hands to kernels: raw pointers and sizes, checked before they get here.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "layout/weight.h"
+
+namespace nibblas {
+
+enum class FloatType : uint8_t { float32, float16, bfloat16 };
+enum class Compute : uint8_t { int8, float32 };
+enum class Activation : uint8_t { none, relu, gelu, gelu_tanh, silu };
+enum class Rule : uint8_t { mse, absmax };
+enum class Offset : uint8_t { symmetric, zero_point, min };
+enum class QuantizeResult : int { done, not_finite, overflow };
+
+// A matrix in memory. Rows lie row_stride bytes apart, or where row_offsets says.
+struct Matrix {
+  char* data;
+  int64_t row_stride;          // bytes
+  int64_t col_stride;          // bytes
+  const int64_t* row_offsets;  // bytes from data, or null
+};
+
+// The rows of x as the tiles read them. A tile is `tile_rows` rows (the last one has fewer); for a
+// tile of m rows each array is [depth or segment][m], so that one step reads m adjacent words.
+struct PackedRows {
+  int64_t rows;
+  int64_t row_words;  // words a row takes in `words`
+  int64_t segments;   // runs of depth with one scale
+  int64_t segment;    // codes in a segment (the last of a row may be shorter)
+  int tile_rows;
+  int32_t* words;   // int8 x 4, int16 x 2 or one float32 each
+  float* scales;    // int8 compute: a
+  int32_t* starts;  // int8 compute: -zero * sum of codes; -sum where the zero point varies
+  float* sums;      // what multiplies a min: a * float(sum of codes), or the sum of x
+};
+
+// Sizes of the tile that a product of `rows` rows uses.
+struct Tile {
+  int rows;         // rows per tile: how x is packed
+  int panels;       // panels per tile
+  int64_t depth;    // codes expanded at once; 0 when multiplied straight from the planes
+  int x_row_words;  // words per 4 codes of a packed row: 1, 2 (int16) or 4 (float32)
+  const char* kernel;
+};
+
+// Quantizes and packs rows of x.
+struct RowsJob {
+  const Weight* weight;
+  Compute compute;
+  Matrix x;
+  FloatType type;
+  PackedRows packed;
+};
+
+// Packs rows of integers for matmul_integer.
+struct IntegerRowsJob {
+  const Weight* weight;
+  Matrix a;
+  bool is_unsigned;
+  int zero;  // subtracted through `starts`: the weight's zero point in its unsigned codes
+  PackedRows packed;
+};
+
+// y = activation(x W^T + bias)
+struct ProductJob {
+  const Weight* weight;
+  Compute compute;
+  PackedRows x;
+  Matrix y;
+  FloatType type;
+  const float* bias;  // [cols] or null
+  Activation activation;
+};
+
+// c = (a - a_zero) (b - b_zero)^T modulo 2^32
+struct IntegerProductJob {
+  const Weight* weight;
+  PackedRows x;            // of a, as signed codes
+  const PackedRows* ones;  // one row of ones, or null when every a_zero is 0
+  const int32_t* a_zero;   // [rows] against the signed codes
+  const uint8_t* b_zero;   // [panels, 16] in the unsigned codes, or null: in `starts`
+  Matrix y;                // int32
+};
+
+struct QuantizeJob {
+  Matrix weight;
+  FloatType type;
+  int64_t cols, depth, depth_padded, group, groups;
+  int bits;
+  Offset offset;
+  Rule rule;
+  ScaleType scale_type;
+  ScaleType min_type;
+  uint8_t* planes[kMaxSlices];
+  void* scales;
+  uint8_t* zero_points;
+  void* mins;
+};
+
+struct PackJob {
+  Matrix codes;    // uint8 (cols, depth)
+  bool is_signed;  // int8 instead: stored plus 128
+  int64_t cols, depth, depth_padded;
+  int bits;
+  uint8_t* planes[kMaxSlices];
+};
+
+struct UnpackJob {
+  const Weight* weight;
+  Matrix codes;  // uint8 (cols, depth)
+};
+
+struct DequantizeJob {
+  const Weight* weight;
+  Matrix out;  // (cols, depth)
+  FloatType type;
+};
+
+}  // namespace nibblas

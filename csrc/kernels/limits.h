@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+// The two limits that kernels are measured against: the dot-product rate of the registers and the
+// read bandwidth of memory.
+#pragma once
+
+#include "kernels/sources.h"
+
+namespace nibblas {
+namespace {
+
+// The target's own dot product for 4-bit codes on registers alone. Returns multiply-adds done.
+template <class T>
+double peak(int64_t iterations) {
+  using Dot = typename T::template IntDot<4>::Tile;
+  constexpr int chains = T::kRegisters - 2;  // beside one operand of each kind: enough in flight
+  uint8_t codes[kRowBytes];
+  for (int i = 0; i < kRowBytes; ++i) codes[i] = static_cast<uint8_t>(i & 15);
+  const int32_t word = 0x01010101;
+  const auto w = Dot::load_w(codes);
+  const auto x = Dot::load_x(&word);
+  typename Dot::Acc acc[chains];
+  unroll<chains>([&](auto i) NIBBLAS_INLINE_LAMBDA {
+    acc[i.value] = Dot::start(T::set1_i32(i.value));
+  });
+  for (int64_t i = 0; i < iterations; ++i) {
+    unroll<chains>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+      acc[n.value] = Dot::step(acc[n.value], w, x);
+    });
+  }
+  auto total = T::zero_i32();
+  unroll<chains>([&](auto i) NIBBLAS_INLINE_LAMBDA {
+    total = T::add_i32(total, Dot::finish(T::zero_i32(), acc[i.value]));
+  });
+  volatile int32_t sink = T::reduce_add_i32(total);  // the loop must not be optimized away
+  static_cast<void>(sink);
+  return static_cast<double>(iterations) * chains * kRowBytes;
+}
+
+template <class T, int Streams>
+inline typename T::I32 read_streams(const char* data, int64_t bytes) {
+  constexpr int64_t ahead = 1024;  // as the kernels prefetch
+  auto total = T::zero_i32();
+  const int64_t length = bytes / Streams / kRowBytes * kRowBytes;
+  for (int64_t i = 0; i < length; i += kRowBytes) {
+    unroll<Streams>([&](auto s) NIBBLAS_INLINE_LAMBDA {
+      const char* p = data + s.value * length + i;
+      T::prefetch(p + ahead);
+      total = T::xor_i32(total, T::load_i32(p));
+    });
+  }
+  return total;
+}
+
+template <class T>
+int64_t read(const void* memory, size_t size, int streams) {
+  const char* data = static_cast<const char*>(memory);
+  const int64_t bytes = static_cast<int64_t>(size);
+  switch (streams) {
+    case 1: return T::reduce_add_i32(read_streams<T, 1>(data, bytes));
+    case 2: return T::reduce_add_i32(read_streams<T, 2>(data, bytes));
+    case 4: return T::reduce_add_i32(read_streams<T, 4>(data, bytes));
+    default: return T::reduce_add_i32(read_streams<T, 8>(data, bytes));
+  }
+}
+
+}  // namespace
+}  // namespace nibblas

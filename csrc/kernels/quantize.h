@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+// Rows of activations: quantized per segment and packed in the order in which the tiles read them.
+#pragma once
+
+#include "kernels/values.h"
+
+namespace nibblas {
+namespace {
+
+// One segment of a row, x and codes of whole vectors: returns a, sets the sum of the codes.
+template <class T>
+inline float quantize_segment(const float* x, int64_t count, int8_t* codes, int32_t* sum) {
+  // Of non-negative floats the larger has the larger bits, and NaN is above infinity.
+  auto most = T::zero_i32();
+  for (int64_t k = 0; k < count; k += kPanel) {
+    most = T::max_i32(most, T::bits(T::abs(T::load(x + k))));
+  }
+  const int32_t bits = T::reduce_max_i32(most);
+  float amax;
+  memcpy(&amax, &bits, sizeof amax);
+  const bool finite = bits < 0x7f800000;
+  const float r = 127.0f / amax;
+  if (!finite || r - r != 0.0f) {  // r overflows when amax is 0 or nearly so
+    memset(codes, 0, static_cast<size_t>(count));
+    *sum = 0;
+    if (finite) return 0.0f;
+    float nan;
+    memcpy(&nan, &kCanonicalNan, sizeof nan);
+    return nan;
+  }
+  const auto scale = T::set1(r);
+  auto total = T::zero_i32();
+  for (int64_t k = 0; k < count; k += kPanel) {
+    const auto code = T::to_i32(T::mul(T::load(x + k), scale));
+    T::store_i8(codes + k, code);
+    total = T::add_i32(total, code);
+  }
+  *sum = T::reduce_add_i32(total);
+  return amax / 127.0f;
+}
+
+template <class T>
+inline int32_t sum_codes(const int8_t* codes, int64_t count) {
+  auto total = T::zero_i32();
+  for (int64_t k = 0; k < count; k += kPanel) {
+    const auto high = T::template shl<24>(T::load_u8(codes + k));
+    total = T::add_i32(total, T::template sar<24>(high));
+  }
+  return T::reduce_add_i32(total);
+}
+
+inline int32_t negated_product(int32_t a, int32_t b) {
+  return static_cast<int32_t>(0u - static_cast<uint32_t>(a) * static_cast<uint32_t>(b));
+}
+
+// Codes of m rows, `padded` bytes apart, to words [depth / 4][m] of four int8, or, for targets that
+// widen, [depth / 4][2][m] of two int16: k0 and k2, then k1 and k3.
+template <bool kWide>
+inline void interleave_codes(const int8_t* codes, int64_t padded, int m, int32_t* words) {
+  for (int i = 0; i < m; ++i) {
+    const int8_t* row = codes + i * padded;
+    if (!kWide && m == 1) {
+      memcpy(words, row, static_cast<size_t>(padded));
+      continue;
+    }
+    for (int64_t j = 0; j < padded / 4; ++j) {
+      uint32_t word;
+      memcpy(&word, row + 4 * j, 4);
+      if constexpr (kWide) {
+        // Sign extension of both halves at once: the even bytes, then the odd ones.
+        const auto pair = [](uint32_t low, uint32_t high) {
+          const auto lo = static_cast<uint16_t>(static_cast<int8_t>(low));
+          const auto hi = static_cast<uint16_t>(static_cast<int8_t>(high));
+          return static_cast<int32_t>(lo | static_cast<uint32_t>(hi) << 16);
+        };
+        words[2 * j * m + i] = pair(word & 0xff, word >> 16 & 0xff);
+        words[(2 * j + 1) * m + i] = pair(word >> 8 & 0xff, word >> 24);
+      } else {
+        words[j * m + i] = static_cast<int32_t>(word);
+      }
+    }
+  }
+}
+
+template <class T>
+inline bool widens(int bits) {
+  return bits == 8 ? T::template IntDot<8>::kWideX : T::template IntDot<4>::kWideX;
+}
+
+template <class T>
+inline void interleave(const Weight& w, const int8_t* codes, int m, int32_t* words) {
+  if (widens<T>(w.bits)) {
+    interleave_codes<true>(codes, w.depth_padded, m, words);
+  } else {
+    interleave_codes<false>(codes, w.depth_padded, m, words);
+  }
+}
+
+inline size_t pack_rows_scratch_bytes(const Weight& w) {
+  // A row as floats and up to 8 rows of codes.
+  return static_cast<size_t>(w.depth_padded) * (sizeof(float) + 8) + 64;
+}
+
+// int8 compute: codes, a, and what the zero point and mins need of the sum of the codes.
+template <class T>
+void pack_quantized_rows(const RowsJob& job, int64_t row0, int m, void* scratch) {
+  const Weight& w = *job.weight;
+  const PackedRows& out = job.packed;
+  float* floats = static_cast<float*>(scratch);
+  int8_t* codes = reinterpret_cast<int8_t*>(floats + w.depth_padded);
+  const int64_t at = row0 * out.segments;
+  for (int i = 0; i < m; ++i) {
+    const float* x = row_as_floats<T>(job.x, job.type, row0 + i, w.depth, w.depth_padded,
+                                      w.input_order, floats);
+    int8_t* row = codes + i * w.depth_padded;
+    float a = 0;
+    for (int64_t s = 0; s < out.segments; ++s) {
+      const int64_t k = s * out.segment;
+      const int64_t count = smaller(out.segment, w.depth_padded - k);
+      int32_t sum = 0;
+      if (!w.per_channel) {
+        a = quantize_segment<T>(x + k, count, row + k, &sum);
+      } else {  // one a for the whole row, a sum for each segment
+        if (s == 0) a = quantize_segment<T>(x, w.depth_padded, row, &sum);
+        if (out.segments > 1) sum = sum_codes<T>(row + k, count);
+      }
+      const int64_t index = at + s * m + i;
+      out.scales[index] = a;
+      out.starts[index] = w.zero_points ? negated_product(sum, 1) : negated_product(sum, w.zero);
+      if (out.sums) out.sums[index] = a * static_cast<float>(sum);
+    }
+  }
+  interleave<T>(w, codes, m, out.words + row0 * out.row_words);
+}
+
+// float32 compute: x itself, [depth][m], and its ascending sum over each group for the mins.
+template <class T>
+void pack_float_rows(const RowsJob& job, int64_t row0, int m, void* scratch) {
+  const Weight& w = *job.weight;
+  const PackedRows& out = job.packed;
+  int32_t* words = out.words + row0 * out.row_words;
+  for (int i = 0; i < m; ++i) {
+    const float* x = row_as_floats<T>(job.x, job.type, row0 + i, w.depth, w.depth_padded,
+                                      w.input_order, static_cast<float*>(scratch));
+    for (int64_t k = 0; k < w.depth_padded; ++k) memcpy(words + k * m + i, x + k, 4);
+    if (!out.sums) continue;
+    for (int64_t s = 0; s < out.segments; ++s) {
+      const int64_t end = smaller((s + 1) * out.segment, w.depth_padded);
+      float sum = 0;
+      for (int64_t k = s * out.segment; k < end; ++k) sum += x[k];
+      out.sums[row0 * out.segments + s * m + i] = sum;
+    }
+  }
+}
+
+template <class T>
+void pack_rows(const RowsJob& job, int64_t row0, void* scratch) {
+  const int m = static_cast<int>(smaller(job.packed.tile_rows, job.packed.rows - row0));
+  if (job.compute == Compute::int8) {
+    pack_quantized_rows<T>(job, row0, m, scratch);
+  } else {
+    pack_float_rows<T>(job, row0, m, scratch);
+  }
+}
+
+// Integers as signed codes: unsigned ones move down by 128.
+template <class T>
+void pack_integer_rows(const IntegerRowsJob& job, int64_t row0, void* scratch) {
+  const Weight& w = *job.weight;
+  const PackedRows& out = job.packed;
+  const int m = static_cast<int>(smaller(out.tile_rows, out.rows - row0));
+  int8_t* codes = static_cast<int8_t*>(scratch);
+  for (int i = 0; i < m; ++i) {
+    int8_t* row = codes + i * w.depth_padded;
+    copy_strided(reinterpret_cast<char*>(row), 1, matrix_row(job.a, row0 + i), job.a.col_stride,
+                 w.depth, 1);
+    memset(row + w.depth, 0, static_cast<size_t>(w.depth_padded - w.depth));
+    uint32_t sum = 0;
+    for (int64_t k = 0; k < w.depth; ++k) {
+      if (job.is_unsigned) row[k] = static_cast<int8_t>(row[k] ^ -128);
+      sum += static_cast<uint32_t>(row[k]);
+    }
+    out.starts[row0 + i] = negated_product(static_cast<int32_t>(sum), job.zero);
+  }
+  interleave<T>(w, codes, m, out.words + row0 * out.row_words);
+}
+
+// Plain codes and scales of one dense row, for quantize_activations. `codes` has room for whole
+// groups of whole vectors.
+template <class T>
+void quantize_row(const float* x, int64_t depth, int64_t group, int8_t* codes, float* scales) {
+  for (int64_t k = 0; k < depth; k += group) {
+    int32_t sum;
+    *scales++ = quantize_segment<T>(x + k, smaller(group, depth - k), codes + k, &sum);
+  }
+}
+
+}  // namespace
+}  // namespace nibblas

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// 16 values between memory and lanes: scales of every stored type, inputs and outputs.
+#pragma once
+
+#include <cstring>
+
+#include "kernels/kernel_types.h"
+#include "simd/unroll.h"
+
+namespace nibblas {
+namespace {
+
+constexpr int32_t kCanonicalNan = 0x7fc00000;
+
+template <class T>
+inline typename T::F32 canonical_nan(typename T::F32 a) {
+  return T::select(T::is_nan(a), T::from_bits(T::set1_i32(kCanonicalNan)), a);
+}
+
+// 2^(e - 128), which goes with codebooks of doubled values; 255 is NaN. Below e = 2 the result is
+// subnormal: 2^-127 is the float 0x00400000.
+template <class T>
+inline typename T::F32 from_e8m0(typename T::I32 e) {
+  const auto normal = T::template shl<23>(T::sub_i32(e, T::set1_i32(1)));
+  const auto tiny = T::template shl<21>(T::add_i32(e, T::set1_i32(1)));
+  const auto bits = T::select_i32(T::lt_i32(e, T::set1_i32(2)), tiny, normal);
+  const auto nan = T::lt_i32(T::set1_i32(254), e);
+  return T::from_bits(T::select_i32(nan, T::set1_i32(kCanonicalNan), bits));
+}
+
+inline int64_t scale_bytes(ScaleType type) {
+  switch (type) {
+    case ScaleType::float32: return 4;
+    case ScaleType::float16:
+    case ScaleType::bfloat16: return 2;
+    default: return 1;
+  }
+}
+
+// The `index`-th run of 16 scales or mins of a plane.
+template <class T>
+inline typename T::F32 load_scales(const void* plane, ScaleType type, int64_t index) {
+  const char* p = static_cast<const char*>(plane) + index * kPanel * scale_bytes(type);
+  switch (type) {
+    case ScaleType::float16: return T::load_f16(p);
+    case ScaleType::bfloat16: return T::from_bits(T::template shl<16>(T::load_u16(p)));
+    case ScaleType::e8m0: return from_e8m0<T>(T::load_u8(p));
+    case ScaleType::uint8: return T::to_f32(T::load_u8(p));
+    case ScaleType::int8: {
+      const auto wide = T::template sar<24>(T::template shl<24>(T::load_u8(p)));
+      return T::to_f32(wide);
+    }
+    default: return T::from_bits(T::load_i32(p));
+  }
+}
+
+inline int64_t float_bytes(FloatType type) { return type == FloatType::float32 ? 4 : 2; }
+
+template <class T>
+inline typename T::F32 load_floats(const void* p, FloatType type) {
+  switch (type) {
+    case FloatType::float16: return T::load_f16(p);
+    case FloatType::bfloat16: return T::from_bits(T::template shl<16>(T::load_u16(p)));
+    default: return T::from_bits(T::load_i32(p));
+  }
+}
+
+// Rounds to nearest even; NaN must already be canonical.
+template <class T>
+inline typename T::I32 to_bfloat16(typename T::F32 a) {
+  const auto bits = T::bits(a);
+  const auto odd = T::and_i32(T::template shr<16>(bits), T::set1_i32(1));
+  return T::template shr<16>(T::add_i32(bits, T::add_i32(odd, T::set1_i32(0x7fff))));
+}
+
+template <class T>
+inline void store_floats(void* p, FloatType type, typename T::F32 a) {
+  switch (type) {
+    case FloatType::float16: return T::store_f16(p, a);
+    case FloatType::bfloat16: return T::store_u16(p, to_bfloat16<T>(a));
+    default: return T::store_i32(p, T::bits(a));
+  }
+}
+
+// Copies `count` elements of `bytes` bytes between a strided and a dense run.
+inline void copy_strided(char* to, int64_t to_stride, const char* from, int64_t from_stride,
+                         int64_t count, int64_t bytes) {
+  switch (bytes) {
+    case 1:
+      for (int64_t i = 0; i < count; ++i) to[i * to_stride] = from[i * from_stride];
+      return;
+    case 2:
+      for (int64_t i = 0; i < count; ++i) memcpy(to + i * to_stride, from + i * from_stride, 2);
+      return;
+    default:
+      for (int64_t i = 0; i < count; ++i) memcpy(to + i * to_stride, from + i * from_stride, 4);
+  }
+}
+
+// The first `count` lanes to elements `stride` bytes apart.
+template <class T>
+inline void store_lanes(char* p, int64_t stride, int64_t count, FloatType type,
+                        typename T::F32 a) {
+  if (count == kPanel && stride == float_bytes(type)) return store_floats<T>(p, type, a);
+  char lanes[kPanel * 4];
+  store_floats<T>(lanes, type, a);
+  copy_strided(p, stride, lanes, float_bytes(type), count, float_bytes(type));
+}
+
+inline const char* matrix_row(const Matrix& m, int64_t row) {
+  return m.data + (m.row_offsets ? m.row_offsets[row] : row * m.row_stride);
+}
+inline char* mutable_row(const Matrix& m, int64_t row) {
+  return m.data + (m.row_offsets ? m.row_offsets[row] : row * m.row_stride);
+}
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// A row of x as `padded` floats, zeros after `depth`; x in place where it already is that.
+template <class T>
+inline const float* row_as_floats(const Matrix& x, FloatType type, int64_t row, int64_t depth,
+                                  int64_t padded, const int32_t* order, float* buffer) {
+  const char* from = matrix_row(x, row);
+  const int64_t bytes = float_bytes(type);
+  const bool dense = x.col_stride == bytes;
+  if (dense && !order && type == FloatType::float32 && depth == padded &&
+      reinterpret_cast<uintptr_t>(from) % alignof(float) == 0) {
+    return reinterpret_cast<const float*>(from);
+  }
+  for (int64_t k = 0; k < padded; k += kPanel) {
+    const int64_t count = smaller(kPanel, depth - k);
+    if (dense && !order && count == kPanel) {
+      T::store(buffer + k, load_floats<T>(from + k * bytes, type));
+      continue;
+    }
+    char lanes[kPanel * 4] = {};
+    if (order) {
+      for (int64_t i = 0; i < count; ++i) {
+        memcpy(lanes + i * bytes, from + order[k + i] * x.col_stride, static_cast<size_t>(bytes));
+      }
+    } else if (count > 0) {
+      copy_strided(lanes, bytes, from + k * x.col_stride, x.col_stride, count, bytes);
+    }
+    T::store(buffer + k, load_floats<T>(lanes, type));
+  }
+  return buffer;
+}
+
+}  // namespace
+}  // namespace nibblas

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+
+#include "ops/ops.h"
+#include "ops/packed_rows.h"
+#include "runtime/dispatch.h"
+#include "runtime/pool.h"
+#include "runtime/scratch.h"
+
+namespace nibblas {
+namespace {
+
+// Bytes of weights worth a thread: about 20 us of packing.
+constexpr int64_t kBytesPerThread = int64_t{1} << 17;
+
+int threads_for(int64_t bytes, int asked) {
+  return static_cast<int>(
+      std::clamp<int64_t>(bytes / kBytesPerThread, 1, thread_count(asked)));
+}
+
+}  // namespace
+
+void quantize_weight(const Array& weight, QuantizeJob job, int threads) {
+  std::vector<int64_t> offsets;
+  job.weight = as_matrix(weight, offsets);
+  job.type = float_type(weight.dtype);
+  const KernelTable& kernels = active_kernels();
+  const int64_t panels = (job.cols + kPanel - 1) / kPanel;
+  const int wanted = threads_for(job.cols * job.depth * 4, threads);
+  const size_t bytes = aligned(kernels.quantize_scratch(job.depth_padded));
+  Scratch scratch;
+  char* memory = scratch.get<char>(bytes * static_cast<size_t>(wanted));
+  std::atomic<int> worst{0};
+  parallel_for(panels, wanted, [&](int64_t panel, int thread) {
+    const int result = static_cast<int>(
+        kernels.quantize(job, panel, memory + bytes * static_cast<size_t>(thread)));
+    int seen = worst.load(std::memory_order_relaxed);
+    // NaN and infinity are the complaint to make, whichever panel came first.
+    while (result != 0 && (seen == 0 || result < seen) &&
+           !worst.compare_exchange_weak(seen, result, std::memory_order_relaxed)) {
+    }
+  });
+  switch (static_cast<QuantizeResult>(worst.load())) {
+    case QuantizeResult::not_finite:
+      throw std::invalid_argument("weight has NaN or infinite values, which cannot be quantized");
+    case QuantizeResult::overflow:
+      throw std::invalid_argument(
+          "a scale of this weight is too large for its stored type; use scale_dtype=\"float32\"");
+    default: return;
+  }
+}
+
+void pack_codes(const Array& codes, PackJob job, int threads) {
+  std::vector<int64_t> offsets;
+  job.codes = as_matrix(codes, offsets);
+  const KernelTable& kernels = active_kernels();
+  const int64_t panels = (job.cols + kPanel - 1) / kPanel;
+  parallel_for(panels, threads_for(job.cols * job.depth, threads),
+               [&](int64_t panel, int) { kernels.pack(job, panel); });
+}
+
+void unpack_codes(const Weight& w, const Array& codes, int threads) {
+  std::vector<int64_t> offsets;
+  const UnpackJob job = {&w, as_matrix(codes, offsets)};
+  const KernelTable& kernels = active_kernels();
+  parallel_for(w.panels, threads_for(w.cols * w.depth, threads),
+               [&](int64_t panel, int) { kernels.unpack(job, panel); });
+}
+
+void dequantize(const Weight& w, const Array& out, int threads) {
+  std::vector<int64_t> offsets;
+  const DequantizeJob job = {&w, as_matrix(out, offsets), float_type(out.dtype)};
+  const KernelTable& kernels = active_kernels();
+  parallel_for(w.panels, threads_for(w.cols * w.depth * 4, threads),
+               [&](int64_t panel, int) { kernels.dequantize(job, panel); });
+}
+
+namespace {
+
+int64_t stored_bytes(ScaleType type) {
+  return type == ScaleType::float32                                    ? 4
+         : type == ScaleType::float16 || type == ScaleType::bfloat16 ? 2
+                                                                       : 1;
+}
+
+// Sixteen rows of a packed weight, gathered as a panel of their own.
+class GatheredPanel {
+ public:
+  static size_t bytes(const Weight& w) {
+    size_t total = 0;
+    for (int s = 0; s < w.slices; ++s) {
+      total += static_cast<size_t>(plane_rows(w.depth_padded, w.slice[s].bits) * kRowBytes);
+    }
+    return aligned(total + static_cast<size_t>(w.groups) * kPanel * (4 + 4 + 1));
+  }
+
+  GatheredPanel(const Weight& w, const int64_t* indices, int64_t count, char* memory) : view_(w) {
+    view_.cols = count;
+    view_.panels = 1;
+    for (int s = 0; s < w.slices; ++s) {
+      const int64_t rows = plane_rows(w.depth_padded, w.slice[s].bits);
+      view_.slice[s].data = reinterpret_cast<uint8_t*>(memory);
+      memory = gather(w.slice[s].data, rows, 4, indices, count, memory);
+    }
+    view_.scales = memory;
+    memory = gather(w.scales, w.groups, stored_bytes(w.scale_type), indices, count, memory);
+    if (w.mins) {
+      view_.mins = memory;
+      memory = gather(w.mins, w.groups, stored_bytes(w.min_type), indices, count, memory);
+    }
+    if (w.zero_points) {
+      view_.zero_points = reinterpret_cast<uint8_t*>(memory);
+      gather(w.zero_points, w.groups, 1, indices, count, memory);
+    }
+  }
+  const Weight& view() const { return view_; }
+
+ private:
+  // Elements [index / 16, row, index % 16] of a plane [panels, rows, 16] to [row, i].
+  static char* gather(const void* plane, int64_t rows, int64_t size, const int64_t* indices,
+                      int64_t count, char* to) {
+    std::memset(to, 0, static_cast<size_t>(rows * kPanel * size));
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t n = indices[i];
+      const char* from = static_cast<const char*>(plane) +
+                         (n / kPanel * rows * kPanel + n % kPanel) * size;
+      for (int64_t row = 0; row < rows; ++row) {
+        std::memcpy(to + (row * kPanel + i) * size, from + row * kPanel * size,
+                    static_cast<size_t>(size));
+      }
+    }
+    return to + rows * kPanel * size;
+  }
+
+  Weight view_;
+};
+
+}  // namespace
+
+void take(const Weight& w, const int64_t* indices, int64_t count, const Array& out, int threads) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (indices[i] < 0 || indices[i] >= w.cols) {
+      throw std::invalid_argument("index " + std::to_string(indices[i]) +
+                                  " is out of range for a weight of " + std::to_string(w.cols) +
+                                  " rows");
+    }
+  }
+  std::vector<int64_t> offsets;
+  const Matrix matrix = as_matrix(out, offsets);
+  const KernelTable& kernels = active_kernels();
+  const int wanted = threads_for(count * w.depth * 4, threads);
+  const size_t bytes = GatheredPanel::bytes(w);
+  Scratch scratch;
+  char* memory = scratch.get<char>(bytes * static_cast<size_t>(wanted));
+  parallel_for((count + kPanel - 1) / kPanel, wanted, [&](int64_t task, int thread) {
+    const int64_t first = task * kPanel;
+    const GatheredPanel panel(w, indices + first, std::min<int64_t>(kPanel, count - first),
+                              memory + bytes * static_cast<size_t>(thread));
+    DequantizeJob job = {&panel.view(), matrix, float_type(out.dtype)};
+    skip_rows(job.out, first);
+    kernels.dequantize(job, 0);
+  });
+}
+
+void quantize_activations(const Array& x, int64_t group, const Array& codes, const Array& scales,
+                          int threads) {
+  const int64_t depth = x.last();
+  const int64_t rows = row_count(x);
+  const int64_t run = group ? group : std::max<int64_t>(depth, 1);
+  const int64_t padded = round_up(depth, group ? group : kPanel);
+  const size_t groups = static_cast<size_t>(scales.last());
+  std::vector<int64_t> x_offsets;
+  const Matrix from = as_matrix(x, x_offsets);
+  const KernelTable& kernels = active_kernels();
+  const int wanted = threads_for(rows * depth * 4, threads);
+  const size_t bytes = aligned(static_cast<size_t>(padded) * (sizeof(float) + 1) +
+                               groups * sizeof(float) + kAlignment);
+  Scratch scratch;
+  char* memory = scratch.get<char>(bytes * static_cast<size_t>(wanted));
+  // Outputs are fresh arrays in C order.
+  parallel_for(rows, wanted, [&](int64_t row, int thread) {
+    float* buffer = reinterpret_cast<float*>(memory + bytes * static_cast<size_t>(thread));
+    int8_t* row_codes = reinterpret_cast<int8_t*>(buffer + padded);
+    const float* values = kernels.row_as_floats(from, float_type(x.dtype), row, depth, padded,
+                                                nullptr, buffer);
+    float* row_scales = reinterpret_cast<float*>(scales.data) + row * scales.last();
+    kernels.quantize_row(values, depth, run, row_codes, row_scales);
+    std::memcpy(codes.data + row * depth, row_codes, static_cast<size_t>(depth));
+  });
+}
+
+void activate(const float* x, float* y, int64_t count, Activation activation) {
+  const KernelTable& kernels = active_kernels();
+  parallel_for(1, 1, [&](int64_t, int) { kernels.activate(x, y, count, activation); });
+}
+
+}  // namespace nibblas

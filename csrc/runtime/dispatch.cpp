@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/dispatch.h"
+
+#include <atomic>
+#include <optional>
+#include <stdexcept>
+
+#include "runtime/cpu.h"
+#include "runtime/os.h"
+
+namespace nibblas {
+namespace {
+
+#if NIBBLAS_X86
+// Every instruction set that cmake/targets.json lets the compiler use in the target's files.
+constexpr uint64_t kAvx2Needs = feature::kAvx2 | feature::kFma | feature::kF16c | feature::kBmi2;
+constexpr uint64_t kAvx512VnniNeeds = kAvx2Needs | feature::kAvx512F | feature::kAvx512Bw |
+                                      feature::kAvx512Vl | feature::kAvx512Dq |
+                                      feature::kAvx512Vnni;
+#endif
+
+// Best first. "scalar" is last and needs nothing, so that every CPU has a target.
+constexpr TargetInfo kTargets[] = {
+#if NIBBLAS_X86
+    {"avx512vnni", "512-bit vectors, four-way int8 dot products", kAvx512VnniNeeds,
+     &kAvx512VnniKernels},
+    {"avx2", "256-bit vectors, int8 dot products through int16", kAvx2Needs, &kAvx2Kernels},
+#endif
+    {"scalar", "plain C++, the reference for every other target", 0, &kScalarKernels},
+};
+
+std::atomic<const TargetInfo*> g_active{nullptr};
+
+std::string why_unavailable(const TargetInfo& target) {
+  std::string reason;
+  for (const char* name : feature_names(cpu_features().missing(target.required))) {
+    reason += reason.empty() ? "needs " : ", ";
+    reason += name;
+  }
+  return reason;
+}
+
+// `subject` opens the message: where the name came from.
+const TargetInfo& find_target(std::string_view name, const char* subject) {
+  std::string message = subject;
+  message.append(" \"").append(name).append("\" ");
+  std::string choices;
+  std::string reason = "is not known";
+  for (const TargetInfo& target : kTargets) {
+    const std::string unavailable = why_unavailable(target);
+    if (name == target.name) {
+      if (unavailable.empty()) return target;
+      reason = "cannot run on this CPU (" + unavailable + ")";
+    }
+    if (unavailable.empty()) choices.append(choices.empty() ? "" : ", ").append(target.name);
+  }
+  throw std::invalid_argument(message + reason + "; the choices on this CPU are: " + choices);
+}
+
+const TargetInfo& initial_target() {
+  if (const std::optional<std::string> name = environment_variable("NIBBLAS_TARGET")) {
+    return find_target(*name, "NIBBLAS_TARGET");
+  }
+  return *available_targets().front();
+}
+
+}  // namespace
+
+const TargetInfo& active_target() {
+  const TargetInfo* active = g_active.load(std::memory_order_acquire);
+  if (active == nullptr) {
+    const TargetInfo& initial = initial_target();
+    // Whoever set one in the meantime wins.
+    if (g_active.compare_exchange_strong(active, &initial)) active = &initial;
+  }
+  return *active;
+}
+
+void set_target(std::string_view name) {
+  g_active.store(&find_target(name, "target"), std::memory_order_release);
+}
+
+std::vector<const TargetInfo*> available_targets() {
+  std::vector<const TargetInfo*> available;
+  for (const TargetInfo& target : kTargets) {
+    if (cpu_features().has(target.required)) available.push_back(&target);
+  }
+  return available;
+}
+
+std::vector<TargetStatus> all_targets() {
+  std::vector<TargetStatus> all;
+  for (const TargetInfo& target : kTargets) all.push_back({&target, why_unavailable(target)});
+  return all;
+}
+
+}  // namespace nibblas

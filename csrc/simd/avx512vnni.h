@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+// AVX-512 (F, BW, VL, DQ) with VNNI: a panel of 16 lanes is one zmm, and vpdpbusd adds four exact
+// u8 x s8 products to an int32 lane in one instruction.
+#pragma once
+
+// GCC's own intrinsics leave the operand that a full mask overwrites unset, and GCC 12 warns of
+// each use.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace nibblas {
+namespace {
+
+struct Avx512Vnni {
+  static constexpr const char* kName = "avx512vnni";
+  static constexpr int kRegisters = 32;  // panel-wide registers
+
+  // 6 rows x 4 panels: 24 accumulators, 4 operands and a broadcast of the 32 zmm; 10 loads feed
+  // 24 dot products.
+  static constexpr int kGemmRows = 6;
+  static constexpr int kGemmPanels = 4;
+  static constexpr int kGemvRows = 4;
+  static constexpr int gemv_panels(int rows) { return rows <= 3 ? 4 : 2; }
+
+  using F32 = __m512;
+  using I32 = __m512i;
+  using Mask = __mmask16;
+
+  static F32 set1(float a) { return _mm512_set1_ps(a); }
+  static F32 zero_f32() { return _mm512_setzero_ps(); }
+  static F32 load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F32 a) { _mm512_storeu_ps(p, a); }
+  static F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+  static F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+  static F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+  static F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+  static F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+  static F32 rint(F32 a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static F32 select(Mask m, F32 yes, F32 no) { return _mm512_mask_blend_ps(m, no, yes); }
+  static Mask lt(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+  static Mask le(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+  static Mask eq(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+  static Mask is_nan(F32 a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+  static I32 bits(F32 a) { return _mm512_castps_si512(a); }
+  static F32 from_bits(I32 a) { return _mm512_castsi512_ps(a); }
+  static F32 abs(F32 a) { return from_bits(and_i32(bits(a), set1_i32(0x7fffffff))); }
+  static F32 neg(F32 a) { return from_bits(xor_i32(bits(a), set1_i32(INT32_MIN))); }
+
+  static I32 set1_i32(int32_t a) { return _mm512_set1_epi32(a); }
+  static I32 zero_i32() { return _mm512_setzero_si512(); }
+  static I32 load_i32(const void* p) { return _mm512_loadu_si512(p); }
+  static void store_i32(void* p, I32 a) { _mm512_storeu_si512(p, a); }
+  static I32 add_i32(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
+  static I32 sub_i32(I32 a, I32 b) { return _mm512_sub_epi32(a, b); }
+  static I32 mul_i32(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }
+  static I32 and_i32(I32 a, I32 b) { return _mm512_and_si512(a, b); }
+  static I32 or_i32(I32 a, I32 b) { return _mm512_or_si512(a, b); }
+  static I32 xor_i32(I32 a, I32 b) { return _mm512_xor_si512(a, b); }
+  static I32 max_i32(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
+  static I32 min_i32(I32 a, I32 b) { return _mm512_min_epi32(a, b); }
+  template <int n>
+  static I32 shl(I32 a) { return _mm512_slli_epi32(a, n); }
+  template <int n>
+  static I32 shr(I32 a) { return _mm512_srli_epi32(a, n); }
+  template <int n>
+  static I32 sar(I32 a) { return _mm512_srai_epi32(a, n); }
+  static I32 select_i32(Mask m, I32 yes, I32 no) { return _mm512_mask_blend_epi32(m, no, yes); }
+  static Mask lt_i32(I32 a, I32 b) { return _mm512_cmplt_epi32_mask(a, b); }
+  static F32 to_f32(I32 a) { return _mm512_cvtepi32_ps(a); }
+  static I32 to_i32(F32 a) { return _mm512_cvtps_epi32(a); }
+  static int32_t reduce_max_i32(I32 a) { return _mm512_reduce_max_epi32(a); }
+  static int32_t reduce_add_i32(I32 a) { return _mm512_reduce_add_epi32(a); }
+
+  // 16 values of a narrower type to and from 32-bit lanes.
+  static I32 load_u8(const void* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  static I32 load_u16(const void* p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+  }
+  static F32 load_f16(const void* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+  }
+  static void store_i8(void* p, I32 a) {
+    _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+  }
+  static void store_u16(void* p, I32 a) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
+  }
+  static void store_f16(void* p, F32 a) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+  }
+  static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+  // rows[r] lane c  <->  rows[c] lane r.
+  static void transpose16(I32 r[16]) {
+    I32 t[16];
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {  // r[i + q]: column q of each 4 x 4 block of rows i .. i+3
+      r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+      r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+      r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+      r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int q = 0; q < 4; ++q) {  // then the 4 x 4 grid of 128-bit blocks
+      const I32 a = _mm512_shuffle_i32x4(r[q], r[q + 4], 0x88);
+      const I32 b = _mm512_shuffle_i32x4(r[q], r[q + 4], 0xdd);
+      const I32 c = _mm512_shuffle_i32x4(r[q + 8], r[q + 12], 0x88);
+      const I32 d = _mm512_shuffle_i32x4(r[q + 8], r[q + 12], 0xdd);
+      t[q] = _mm512_shuffle_i32x4(a, c, 0x88);
+      t[q + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+      t[q + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
+      t[q + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+    for (int i = 0; i < 16; ++i) r[i] = t[i];
+  }
+
+  // Unsigned weight codes times signed activation codes. A plane row of 4-bit codes gives two
+  // operands of 4 consecutive k each, a row of 8-bit codes is one as it stands.
+  struct U8Dot {
+    using W = I32;
+    using X = I32;
+    using Acc = I32;
+    static constexpr bool kWideX = false;       // an x word holds four int8
+    static constexpr int kMaxSteps = 1 << 30;   // int32 accumulation: see kSegment
+    static W load_w(const uint8_t* p) { return load_i32(p); }
+    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
+    static X load_x(const int32_t* p) { return _mm512_set1_epi32(*p); }
+    static Acc start(I32 c) { return c; }
+    static Acc step(Acc acc, W w, X x) { return _mm512_dpbusd_epi32(acc, w, x); }
+    static I32 finish(I32, Acc acc) { return acc; }
+  };
+  template <int Bits>
+  struct IntDot : U8Dot {
+    using Tile = U8Dot;                       // what the expanded rows are multiplied with
+    static constexpr int kParts = 8 / Bits;   // operands in a plane row
+    template <int part>
+    static I32 split(I32 row) {
+      if constexpr (Bits == 8) {
+        return row;
+      } else {
+        return and_i32(shr<part * Bits>(row), set1_i32(0x01010101 * ((1 << Bits) - 1)));
+      }
+    }
+  };
+
+  // Codes to float(code) - zero, for a zero point known before the loop.
+  template <int Bits>
+  struct Decoder {
+    F32 zero;
+    explicit Decoder(float z) : zero(set1(z)) {}
+    template <int shift>
+    F32 decode(I32 row) const {
+      return sub(to_f32(and_i32(shr<shift>(row), set1_i32((1 << Bits) - 1))), zero);
+    }
+  };
+};
+
+// 16 codes: vpermps looks float(code) - zero up, and reads only the low four bits of its index.
+template <>
+struct Avx512Vnni::Decoder<4> {
+  F32 table;
+  explicit Decoder(float z)
+      : table(sub(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), set1(z))) {
+  }
+  template <int shift>
+  F32 decode(I32 row) const { return _mm512_permutexvar_ps(shr<shift>(row), table); }
+};
+
+}  // namespace
+}  // namespace nibblas

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// Loops over registers: unrolled by the language, so that no compiler's heuristics can leave an
+// array of accumulators in memory.
+#pragma once
+
+#if defined(_MSC_VER) && !defined(__clang__)
+#define NIBBLAS_INLINE __forceinline
+#define NIBBLAS_INLINE_LAMBDA
+#define NIBBLAS_NOINLINE __declspec(noinline)
+#else
+#define NIBBLAS_INLINE inline __attribute__((always_inline))
+#define NIBBLAS_INLINE_LAMBDA __attribute__((always_inline))
+#define NIBBLAS_NOINLINE __attribute__((noinline))
+#endif
+
+namespace nibblas {
+namespace {
+
+template <int N>
+struct Index {
+  static constexpr int value = N;
+};
+
+// f(Index<0>), f(Index<1>), ... f(Index<N - 1>)
+template <int N, class F>
+NIBBLAS_INLINE void unroll(const F& f) {
+  if constexpr (N > 0) {
+    unroll<N - 1>(f);
+    f(Index<N - 1>{});
+  }
+}
+
+}  // namespace
+}  // namespace nibblas

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a target exports: one table of its kernels. Each function does one unit of work on the
+// calling thread, with scratch memory that the caller owns.
+#pragma once
+
+#include "kernels/kernel_types.h"
+
+namespace nibblas {
+
+struct KernelTable {
+  const char* name;
+
+  Tile (*tile)(const Weight& weight, Compute compute, int64_t rows);
+
+  // Packs the tile of rows that begins at row0; scratch: pack_rows_scratch bytes.
+  void (*pack_rows)(const RowsJob& job, int64_t row0, void* scratch);
+  void (*pack_integer_rows)(const IntegerRowsJob& job, int64_t row0, void* scratch);
+  size_t (*pack_rows_scratch)(const Weight& weight);
+
+  // Outputs of panels [panel0, panel1) for rows [row0, row1), row0 a multiple of the tile's rows.
+  void (*product)(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
+                  int64_t row1, void* scratch);
+  void (*integer_product)(const IntegerProductJob& job, int64_t panel0, int64_t panel1,
+                          int64_t row0, int64_t row1, void* scratch);
+  size_t (*product_scratch)(int64_t rows);
+
+  // One panel of 16 outputs each.
+  QuantizeResult (*quantize)(const QuantizeJob& job, int64_t panel, void* scratch);
+  size_t (*quantize_scratch)(int64_t depth_padded);
+  void (*pack)(const PackJob& job, int64_t panel);
+  void (*unpack)(const UnpackJob& job, int64_t panel);
+  void (*dequantize)(const DequantizeJob& job, int64_t panel);
+
+  // A row as dense floats, zeros after `depth`: in place where it is that already, else in buffer.
+  const float* (*row_as_floats)(const Matrix& x, FloatType type, int64_t row, int64_t depth,
+                                int64_t padded, const int32_t* order, float* buffer);
+  void (*quantize_row)(const float* x, int64_t depth, int64_t group, int8_t* codes, float* scales);
+  void (*activate)(const float* x, float* y, int64_t count, Activation activation);
+
+  // Runs register-only dot products; returns how many multiply-adds that were.
+  double (*peak)(int64_t iterations);
+  // Sums `bytes` read in `streams` streams; returns a value that depends on them all.
+  int64_t (*read)(const void* data, size_t bytes, int streams);
+};
+
+extern const KernelTable kScalarKernels;
+#if NIBBLAS_X86
+extern const KernelTable kAvx2Kernels;
+extern const KernelTable kAvx512VnniKernels;
+#endif
+
+}  // namespace nibblas
