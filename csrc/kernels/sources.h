@@ -37,7 +37,7 @@ struct IntOps : Dot {
 template <class T>
 struct FloatOps {
   static constexpr bool kFloat = true;
-  static constexpr int kMaxSteps = 1 << 30;
+  static constexpr int kMaxSteps = kUnlimited;
   using W = typename T::F32;
   using X = typename T::F32;
   using Acc = typename T::F32;
@@ -53,9 +53,7 @@ struct FloatOps {
   }
   static Sum first(int32_t) { return T::zero_f32(); }
   static Sum first(int32_t, Zero) { return T::zero_f32(); }
-  static Acc start(Sum p) { return p; }
   static Acc step(Acc p, W w, X x) { return T::fma(x, w, p); }
-  static Sum finish(Sum, Acc p) { return p; }
   static Sum load_sum(const void* p) { return T::from_bits(T::load_i32(p)); }
   static void store_sum(void* p, Sum c) { T::store_i32(p, T::bits(c)); }
   static typename T::F32 combine(Sum p, float, typename T::F32 s, typename T::F32 acc) {

@@ -15,43 +15,55 @@ struct TileRows {
   const float* sums;
 };
 
-// c += the products of `rows` plane rows (or expanded rows) with the words of x.
+// acc += the products of `rows` >= 1 plane rows (or expanded rows) with the words of x. (A loop that
+// may run no times makes GCC keep two copies of every accumulator.)
+template <class T, int MR, class Source>
+NIBBLAS_INLINE void step_rows(Source& w, const int32_t*& x, int64_t rows,
+                              typename Source::Ops::Acc (&acc)[MR][Source::kPanels]) {
+  using Ops = typename Source::Ops;
+  constexpr int NV = Source::kPanels;
+  do {
+    typename Source::Raw raw[NV];
+    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.load(n.value); });
+    unroll<Source::kParts>([&](auto part) NIBBLAS_INLINE_LAMBDA {
+      typename Ops::W operand[NV];
+      unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+        operand[n.value] = w.template operand<part.value>(n.value, raw[n.value]);
+      });
+      unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
+        const auto xm = Ops::load_x(x + part.value * MR + m.value);
+        unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+          acc[m.value][n.value] = Ops::step(acc[m.value][n.value], operand[n.value], xm);
+        });
+      });
+    });
+    x += Source::kParts * MR;
+    w.next_row();
+  } while (--rows > 0);
+}
+
+// c += those products, widened where the target's accumulators hold only so many steps.
 template <class T, int MR, class Source>
 NIBBLAS_INLINE void dot_rows(Source& w, const int32_t*& x, int64_t rows,
                              typename Source::Ops::Sum (&c)[MR][Source::kPanels]) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
-  constexpr int64_t chunk = Ops::kMaxSteps / Source::kParts;  // rows until an Acc is full
-  for (int64_t done = 0; done < rows;) {
-    const int64_t end = smaller(rows, done + chunk);
-    typename Ops::Acc acc[MR][NV];
-    unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-      unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-        acc[m.value][n.value] = Ops::start(c[m.value][n.value]);
+  if constexpr (Ops::kMaxSteps == kUnlimited) {
+    return step_rows<T, MR>(w, x, rows, c);
+  } else {
+    constexpr int64_t chunk = Ops::kMaxSteps / Source::kParts;
+    for (int64_t done = 0; done < rows; done += chunk) {
+      typename Ops::Acc acc[MR][NV];
+      unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
+        unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { acc[m.value][n.value] = Ops::empty(); });
       });
-    });
-    for (; done < end; ++done, w.next_row()) {
-      typename Source::Raw raw[NV];
-      unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.load(n.value); });
-      unroll<Source::kParts>([&](auto part) NIBBLAS_INLINE_LAMBDA {
-        typename Ops::W operand[NV];
+      step_rows<T, MR>(w, x, smaller(chunk, rows - done), acc);
+      unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
         unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-          operand[n.value] = w.template operand<part.value>(n.value, raw[n.value]);
-        });
-        unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-          const auto xm = Ops::load_x(x + part.value * MR + m.value);
-          unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-            acc[m.value][n.value] = Ops::step(acc[m.value][n.value], operand[n.value], xm);
-          });
+          c[m.value][n.value] = Ops::widen(c[m.value][n.value], acc[m.value][n.value]);
         });
       });
-      x += Source::kParts * MR;
     }
-    unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-      unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-        c[m.value][n.value] = Ops::finish(c[m.value][n.value], acc[m.value][n.value]);
-      });
-    });
   }
 }
 
@@ -121,6 +133,8 @@ NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, 
         }
       });
     });
+    // Or GCC keeps what it just stored for the next segment, on the stack, and stores it twice.
+    if constexpr (!in_registers) NIBBLAS_MEMORY_BARRIER();
   }
   if constexpr (in_registers) {
     unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {

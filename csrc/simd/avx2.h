@@ -7,6 +7,8 @@
 
 #include <cstdint>
 
+#include "simd/unroll.h"
+
 namespace nibblas {
 namespace {
 
@@ -160,6 +162,13 @@ struct Avx2 {
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+  // Hides a value from the optimizer, for loops that only measure.
+  static void hide(I32& a) {
+#if defined(__GNUC__)
+    __asm__ volatile("" : "+x"(a.lo), "+x"(a.hi));
+#endif
+  }
+
   // r[i] lane j  <->  r[j] lane i, for 8 vectors of 8 lanes.
   static void transpose8(__m256i r[8]) {
     __m256i t[8];
@@ -210,12 +219,12 @@ struct Avx2 {
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm256_set1_epi32(*p); }
-    static Acc start(I32) { return zero_i32(); }
+    static Acc empty() { return zero_i32(); }
     static Acc step(Acc acc, W w, X x) {
       return {_mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.lo, x)),
               _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.hi, x))};
     }
-    static I32 finish(I32 c, Acc acc) {
+    static I32 widen(I32 c, Acc acc) {
       const __m256i ones = _mm256_set1_epi16(1);
       return {_mm256_add_epi32(c.lo, _mm256_madd_epi16(acc.lo, ones)),
               _mm256_add_epi32(c.hi, _mm256_madd_epi16(acc.hi, ones))};
@@ -228,16 +237,14 @@ struct Avx2 {
     using X = __m256i;
     using Acc = I32;
     static constexpr bool kWideX = true;  // an x word holds two int16
-    static constexpr int kMaxSteps = 1 << 30;
+    static constexpr int kMaxSteps = kUnlimited;
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm256_set1_epi32(*p); }
-    static Acc start(I32 c) { return c; }
     static Acc step(Acc acc, W w, X x) {
       return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(w.lo, x)),
               _mm256_add_epi32(acc.hi, _mm256_madd_epi16(w.hi, x))};
     }
-    static I32 finish(I32, Acc acc) { return acc; }
   };
 
   template <int Bits>

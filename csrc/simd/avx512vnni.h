@@ -13,6 +13,8 @@
 
 #include <cstdint>
 
+#include "simd/unroll.h"
+
 namespace nibblas {
 namespace {
 
@@ -99,6 +101,13 @@ struct Avx512Vnni {
   }
   static void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+  // Hides a value from the optimizer, for loops that only measure.
+  static void hide(I32& a) {
+#if defined(__GNUC__)
+    __asm__ volatile("" : "+v"(a));
+#endif
+  }
+
   // rows[r] lane c  <->  rows[c] lane r.
   static void transpose16(I32 r[16]) {
     I32 t[16];
@@ -132,13 +141,11 @@ struct Avx512Vnni {
     using X = I32;
     using Acc = I32;
     static constexpr bool kWideX = false;       // an x word holds four int8
-    static constexpr int kMaxSteps = 1 << 30;   // int32 accumulation: see kSegment
+    static constexpr int kMaxSteps = kUnlimited;  // int32 accumulation: see kSegment
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm512_set1_epi32(*p); }
-    static Acc start(I32 c) { return c; }
     static Acc step(Acc acc, W w, X x) { return _mm512_dpbusd_epi32(acc, w, x); }
-    static I32 finish(I32, Acc acc) { return acc; }
   };
   template <int Bits>
   struct IntDot : U8Dot {

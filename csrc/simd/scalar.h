@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "simd/unroll.h"
+
 namespace nibblas {
 namespace {
 
@@ -197,6 +199,13 @@ struct Scalar {
   }
   static void prefetch(const void*) {}
 
+  // Hides a value from the optimizer, for loops that only measure.
+  static void hide(I32& a) {
+#if defined(__GNUC__)
+    __asm__ volatile("" : "+m"(a));
+#endif
+  }
+
   // rows[r] lane c  <->  rows[c] lane r.
   static void transpose16(I32 r[16]) {
     for (int i = 0; i < kLanes; ++i) {
@@ -215,11 +224,10 @@ struct Scalar {
     using X = int32_t;
     using Acc = I32;
     static constexpr bool kWideX = false;
-    static constexpr int kMaxSteps = 1 << 30;
+    static constexpr int kMaxSteps = kUnlimited;
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return *p; }
-    static Acc start(I32 c) { return c; }
     static int32_t signed_byte(int32_t word, int i) {
       return static_cast<int8_t>(u(word) >> 8 * i & 0xff);
     }
@@ -235,7 +243,6 @@ struct Scalar {
         return u(acc.v[i]) + u(w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3);
       });
     }
-    static I32 finish(I32, Acc acc) { return acc; }
   };
   template <int Bits>
   struct IntDot : U8Dot {

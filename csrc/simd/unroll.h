@@ -7,14 +7,20 @@
 #define NIBBLAS_INLINE __forceinline
 #define NIBBLAS_INLINE_LAMBDA
 #define NIBBLAS_NOINLINE __declspec(noinline)
+#define NIBBLAS_MEMORY_BARRIER() static_cast<void>(0)
 #else
 #define NIBBLAS_INLINE inline __attribute__((always_inline))
 #define NIBBLAS_INLINE_LAMBDA __attribute__((always_inline))
 #define NIBBLAS_NOINLINE __attribute__((noinline))
+// For the compiler alone: what lies in memory may have changed.
+#define NIBBLAS_MEMORY_BARRIER() __asm__ volatile("" ::: "memory")
 #endif
 
 namespace nibblas {
 namespace {
+
+// The kMaxSteps of an accumulator that is as wide as the sum.
+constexpr int kUnlimited = 1 << 30;
 
 template <int N>
 struct Index {

@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making packed weights: from dense matrices by quantizing, from existing codes by packing."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from nibblas import _nibblas
+from nibblas._arrays import (
+    FLOAT_TYPES,
+    Array,
+    as_array,
+    float_matrix,
+    float_type_name,
+    thread_count,
+)
+from nibblas._planes import check_permutation, to_panels
+from nibblas.schemes import (
+    PlaneSpec,
+    Scheme,
+    divide_group_size,
+    get_scheme,
+    group_count,
+    plane_specs,
+    resolve_group_size,
+)
+from nibblas.weights import PackedWeight, make_weight
+
+
+def quantize(
+    weight: Array,
+    scheme: str = "int4",
+    group_size: int | Literal["auto"] | None = "auto",
+    *,
+    rule: str = "mse",
+    scale_dtype: npt.DTypeLike | None = None,
+    offset: str | None = None,
+    num_threads: int | None = None,
+) -> PackedWeight:
+    """Quantize a dense matrix.
+
+    Parameters
+    ----------
+    weight : ndarray or CPU tensor
+        (N, K) float32, float16 or bfloat16; N output features, K input features.
+    scheme : str
+        "int4" or "int8": codes around zero. "uint4" or "uint8": codes with an offset, for values
+        that do not lie around zero.
+    group_size : int, None or "auto"
+        Input features that share a scale: a power of two from 16 to 4096, or None for one scale
+        per output. "auto" is 32 for the 4-bit schemes and None for the 8-bit ones. A size of at
+        least K is None.
+    rule : str
+        How a scale is chosen. "absmax": so that the group's extremes are just representable.
+        "mse": of several candidates the one with the least squared error (the same as "absmax"
+        for 8 bits).
+    scale_dtype : dtype or str, optional
+        "float16", "float32" or "bfloat16"; float16 for groups and float32 per channel if None.
+        Scales are rounded to it first, then codes are chosen for the rounded scales.
+    offset : str, optional
+        For unsigned schemes "zero_point" (the default: an integer code that stands for 0 exactly)
+        or "min" (a float that is added).
+    num_threads : int, optional
+        Threads for this call.
+
+    Raises
+    ------
+    TypeError
+        `weight` is not of one of the three types.
+    ValueError
+        An unknown scheme, rule or offset; a group size that cannot be; weights that are not
+        finite; scales too large for their type.
+
+    Examples
+    --------
+    >>> weight = np.linspace(-1, 1, 256 * 512, dtype=np.float32).reshape(256, 512)
+    >>> w = nibblas.quantize(weight, "int4", group_size=32)
+    >>> w.bits_per_weight
+    4.5
+    """
+    weight = float_matrix(weight, "weight")
+    shape = (weight.shape[0], weight.shape[1])
+    plan = plan_quantization(scheme, group_size, shape[1], rule, scale_dtype, offset)
+    result = _nibblas.quantize(
+        weight,
+        plan.scheme.bits,
+        plan.offset,
+        plan.group_size or 0,
+        rule,
+        plan.scale_type,
+        thread_count(num_threads),
+    )
+    planes: dict[str, Array] = dict(zip(plan.scheme.code_planes, result["codes"], strict=True))
+    planes["scales"] = result["scales"]
+    if result["zero_points"] is not None:
+        planes["zero_points"] = result["zero_points"]
+    if result["mins"] is not None:
+        planes["mins"] = result["mins"]
+    return make_weight(plan.scheme, shape, plan.group_size, planes, plan.scheme.zero)
+
+
+class QuantizationPlan(NamedTuple):
+    """The choices of `quantize`, checked and with nothing left open."""
+
+    scheme: Scheme
+    group_size: int | None
+    offset: str
+    scale_type: str
+
+    @property
+    def min_type(self) -> str:
+        """Type in which mins are stored: that of the scales, but never bfloat16."""
+        return "float32" if self.scale_type == "bfloat16" else self.scale_type
+
+    def plane_specs(self, shape: tuple[int, int]) -> dict[str, PlaneSpec]:
+        """The planes that such a weight of this shape will have."""
+        return plane_specs(
+            self.scheme,
+            shape,
+            self.group_size,
+            scale_type=self.scale_type,
+            offset=self.offset,
+            min_type=self.min_type,
+        )
+
+
+def plan_quantization(
+    scheme: str,
+    group_size: int | str | None,
+    depth: int,
+    rule: str,
+    scale_dtype: npt.DTypeLike | None,
+    offset: str | None,
+) -> QuantizationPlan:
+    """What `quantize` with these arguments does for a weight of `depth` input features."""
+    chosen = get_scheme(scheme)
+    group = resolve_group_size(group_size, chosen, depth)
+    _check_choice("rule", rule, chosen.rules, chosen)
+    offset = chosen.offsets[0] if offset is None else offset
+    _check_choice("offset", offset, chosen.offsets, chosen)
+    if scale_dtype is None:
+        scale_type = "float32" if group is None else "float16"
+    else:
+        scale_type = float_type_name(scale_dtype, "scale_dtype")
+        _check_choice("scale_dtype", scale_type, chosen.scale_types, chosen)
+    return QuantizationPlan(chosen, group, offset, scale_type)
+
+
+def pack(
+    codes: Array,
+    scales: Array,
+    zero_points: Array | int | None = None,
+    *,
+    scheme: str,
+    group_size: int | None,
+    zero: int = 0,
+    mins: Array | None = None,
+    input_order: Array | None = None,
+    group_index: Array | None = None,
+    num_threads: int | None = None,
+) -> PackedWeight:
+    """Pack codes that some other tool has made. No value changes.
+
+    A weight is ``(code - zero_point) * scale``, or ``code * scale + min``.
+
+    Parameters
+    ----------
+    codes : ndarray of int
+        (N, K): -8..7 for "int4", 0..15 for "uint4", -128..127 for "int8", 0..255 for "uint8".
+    scales : ndarray
+        (N, G) float16, float32 or bfloat16 with G = ceil(K / group_size), stored as it is. Per
+        channel (N,) or (N, 1). May be negative.
+    zero_points : ndarray of int or int, optional
+        Of the unsigned schemes: codes shaped like the scales, or one for the whole matrix (which
+        costs nothing at run time, and is recognized in an array too). None is 0. For float zero
+        points give ``mins=-zero_points * scales``.
+    zero : int
+        The same as an int for zero_points, as `PackedWeight.unpack` calls it.
+    scheme : str
+        See `quantize`.
+    group_size : int or None
+        Input features that share a scale; None is per channel. A size that is no power of two, or
+        above 4096, is stored as its largest such divisor with the scales repeated, if that is at
+        least 16: 48 becomes 16. A size of at least K is None.
+    mins : ndarray, optional
+        Of the unsigned schemes: float16, float32 or bfloat16, shaped like the scales.
+    input_order : ndarray of int, optional
+        (K,): the group of position j is ``j // group_size`` where position j holds input
+        ``input_order[j]``. For checkpoints that have sorted their inputs.
+    group_index : ndarray of int, optional
+        (K,): the same, given as the group of each input. Groups are sorted stably and must all
+        have group_size inputs, but for the last one if it has what remains.
+    num_threads : int, optional
+        Threads for this call.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A type, shape or value is not as said.
+
+    Examples
+    --------
+    >>> codes = np.arange(-8, 8, dtype=np.int8).reshape(1, 16).repeat(4, axis=0)
+    >>> w = nibblas.pack(codes, np.ones(4, np.float32), scheme="int4", group_size=None)
+    >>> np.array_equal(w.dequantize(), codes)
+    True
+    """
+    chosen = get_scheme(scheme)
+    stored = _stored_codes(codes, chosen)
+    shape = (stored.shape[0], stored.shape[1])
+    group, repeat = divide_group_size(group_size, shape[1])
+    per_group = _PerGroup(shape, group, repeat)
+    planes: dict[str, Array] = {}
+
+    scale_values = per_group.matrix(as_array(scales, "scales"), "scales")
+    planes["scales"] = per_group.float_plane(scale_values, "scales", chosen.scale_types)
+    stored_zero = chosen.zero
+    if zero:
+        if zero_points is not None:
+            raise ValueError("give zero or zero_points, not both")
+        zero_points = zero
+    if zero_points is not None and mins is not None:
+        raise ValueError("give zero_points or mins, not both")
+    if zero_points is not None:
+        values = _zero_points(zero_points, chosen, per_group)
+        if isinstance(values, int):
+            stored_zero += values
+        else:
+            planes["zero_points"] = per_group.plane(values)
+    elif mins is not None:
+        if "min" not in chosen.offsets:
+            raise ValueError(f"{chosen.name} has no mins: use u{chosen.name} with codes from 0 up")
+        min_values = per_group.matrix(as_array(mins, "mins"), "mins")
+        planes["mins"] = per_group.float_plane(min_values, "mins", FLOAT_TYPES)
+
+    order = _input_order(input_order, group_index, shape[1], group_size)
+    if order is not None:
+        planes["input_order"] = order
+        stored = stored[:, order]
+    code_planes = _nibblas.pack_codes(
+        np.ascontiguousarray(stored), chosen.bits, group or 0, thread_count(num_threads)
+    )
+    planes.update(zip(chosen.code_planes, code_planes, strict=True))
+    return make_weight(chosen, shape, group, planes, stored_zero)
+
+
+class _PerGroup:
+    """Values that every group has, of a weight of this shape, as given to `pack`."""
+
+    def __init__(self, shape: tuple[int, int], group: int | None, repeat: int) -> None:
+        self.cols, self.depth = shape
+        self.group = group
+        self.repeat = repeat
+        given = None if group is None else group * repeat
+        self.shape = (self.cols, group_count(self.depth, given))
+
+    def matrix(self, values: Array, name: str) -> Array:
+        if self.group is None and values.shape == (self.cols,):
+            return values[:, np.newaxis]
+        if values.shape != self.shape:
+            raise ValueError(f"{name} must have shape {self.shape}, got {values.shape}")
+        return values
+
+    def plane(self, values: Array) -> Array:
+        groups = group_count(self.depth, self.group)
+        if self.repeat > 1:
+            values = values.repeat(self.repeat, axis=1)[:, :groups]
+        return to_panels(values, self.depth, self.group)
+
+    def float_plane(self, values: Array, name: str, types: tuple[str, ...]) -> Array:
+        found = values.dtype.name
+        if found not in types:
+            raise TypeError(
+                f"{name} must be {' or '.join(types)}, got {values.dtype}: "
+                f"convert them with {name}.astype(np.float32)"
+            )
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} must be finite")
+        return self.plane(values.view(np.uint16) if found == "bfloat16" else values)
+
+
+def _stored_codes(codes: Any, scheme: Scheme) -> Array:
+    codes = as_array(codes, "codes")
+    if codes.dtype.name in ("int4", "uint4"):  # of ml_dtypes
+        codes = codes.astype(codes.dtype.name.replace("4", "8"))
+    if codes.dtype.kind not in "iu":
+        raise TypeError(f"codes must be integers, got {codes.dtype}")
+    if codes.ndim != 2:
+        raise ValueError(f"codes must be a matrix (N, K), got shape {codes.shape}")
+    _check_range("codes", codes, scheme.code_min, scheme.code_max, scheme)
+    # Exact: modulo 256, adding the zero to a signed integer gives the unsigned code.
+    return codes.astype(np.uint8) + np.uint8(-scheme.code_min)
+
+
+def _zero_points(zero_points: Any, scheme: Scheme, per_group: _PerGroup) -> Array | int:
+    if isinstance(zero_points, int | np.integer) and not isinstance(zero_points, bool):
+        values = np.full((1, 1), zero_points)
+    else:
+        values = as_array(zero_points, "zero_points")
+        if values.dtype.name in ("int4", "uint4"):
+            values = values.astype(values.dtype.name.replace("4", "8"))
+        if values.dtype.kind == "f":
+            raise TypeError(
+                f"zero_points must be integers, got {values.dtype}: "
+                "give mins=-zero_points * scales instead"
+            )
+        if values.dtype.kind not in "iu":
+            raise TypeError(f"zero_points must be integers, got {values.dtype}")
+        if values.ndim == 0:
+            values = values.reshape(1, 1)
+        else:
+            values = per_group.matrix(values, "zero_points")
+    if scheme.signed:
+        if values.any():
+            raise ValueError(
+                f"{scheme.name} has no zero points: use u{scheme.name}, "
+                f"with {scheme.zero} added to codes and zero points"
+            )
+        return 0
+    _check_range("zero_points", values, 0, scheme.code_max, scheme)
+    if values.size and (values == values.flat[0]).all():
+        return int(values.flat[0])
+    return values.astype(np.uint8) if values.size else 0
+
+
+def _input_order(
+    input_order: Any, group_index: Any, depth: int, group_size: int | None
+) -> Array | None:
+    if input_order is None and group_index is None:
+        return None
+    if input_order is not None and group_index is not None:
+        raise ValueError("give input_order or group_index, not both")
+    name = "input_order" if group_index is None else "group_index"
+    order = as_array(input_order if group_index is None else group_index, name)
+    if order.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers, got {order.dtype}")
+    if order.shape != (depth,):
+        raise ValueError(f"{name} must have shape ({depth},), got {order.shape}")
+    if group_index is None:
+        check_permutation(order, name)
+    else:
+        size = depth if group_size is None else group_size
+        index, order = order, np.argsort(order, kind="stable")
+        if not np.array_equal(index[order], np.arange(depth) // max(size, 1)):
+            raise ValueError(
+                f"group_index must have {size} inputs in each group from 0 up "
+                "(the last one may have fewer)"
+            )
+    if np.array_equal(order, np.arange(depth)):
+        return None  # nothing is out of order
+    return order.astype(np.int32)
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...], scheme: Scheme) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, got {type(value).__name__}")
+    if value not in choices:
+        raise ValueError(
+            f"{name} of {scheme.name} must be {' or '.join(map(repr, choices))}, got {value!r}"
+        )
+
+
+def _check_range(name: str, values: Array, low: int, high: int, scheme: Scheme) -> None:
+    if not values.size:
+        return
+    least, greatest = int(values.min()), int(values.max())
+    if least < low or greatest > high:
+        raise ValueError(
+            f"{name} of {scheme.name} must be from {low} to {high}, got {least} to {greatest}"
+        )
