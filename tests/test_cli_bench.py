@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nibblas
-from nibblas.cli import _bench, main
+from nibblas.cli import _accuracy, _bench, _measure, main
 
 QUICK = ("--shapes", "48x96,32x64", "--rows", "1,5", "--seconds", "0.001")
 
@@ -26,6 +26,13 @@ def report() -> dict:
     finally:
         patch.undo()
     return json.loads("\n".join(printed))
+
+
+@pytest.fixture
+def small_matrices(monkeypatch):
+    """For tests that do not look at the size of an error."""
+    for name, size in (("COLS", 33), ("DEPTH", 256), ("ROWS", 5)):
+        monkeypatch.setattr(_accuracy, name, size)
 
 
 def test_every_case_is_there(report):
@@ -55,55 +62,107 @@ def test_figures_follow_from_each_other(report):
         assert case["gbps"] == pytest.approx(case["nbytes"] / case["seconds"] / 1e9)
         assert case["peak_share"] == pytest.approx(case["gops"] / case["peak_gops"])
         assert case["read_share"] == pytest.approx(case["gbps"] / case["read_gbps"])
+        low, high = case["speedup_quartiles"]
+        assert 0 < low <= case["speedup"] <= high
         if case["contender"] == "NumPy float32":
-            base = case["seconds"]
+            assert case["speedup"] == low == high == 1
             assert case["error_dequantized"] is None
             assert case["error_exact"] < 1e-5
-        assert case["speedup"] == pytest.approx(base / case["seconds"])
+    for entry in report["speedups"]:
+        first, second = (
+            case["speedup"]
+            for case in report["cases"]
+            if (case["contender"], case["rows"]) == (entry["contender"], entry["rows"])
+        )
+        assert entry["speedup"] == pytest.approx((first * second) ** 0.5)
+    assert len(report["speedups"]) == 2 * 4
+
+
+def test_the_clock_is_of_the_thread_that_does_all(report):
+    assert report["clock"] == "thread CPU"
+    assert _measure.clock_name(2, 2) == "wall"
+    assert _measure.clock_name(1, None) == "wall"
 
 
 def test_errors_are_those_of_the_schemes(report):
-    by_label = {entry["contender"]: entry for entry in report["accuracy"]}
-    assert list(by_label) == ["int8", "int4-g32", "uint4-g16-min", "uint8-channel-zp"]
+    errors = {(entry["matrix"], entry["contender"]): entry for entry in report["accuracy"]}
+    labels = ("int8", "int4-g32", "uint4-g16-min", "uint8-channel-zp")
+    assert list(errors) == [(m.name, label) for m in _accuracy.MATRICES for label in labels]
     # Steps of an 8-bit code: 1/255 of a range of some 5 sigma; of a 4-bit one 16 times that.
     for label, low, high in (("int8", 1e-3, 2e-2), ("int4-g32", 3e-2, 0.2)):
-        assert low < by_label[label]["error_weights"] < high
-        assert low < by_label[label]["error_exact"] < high
+        entry = errors["normal", label]
+        assert low < entry["error_weights"] < high
+        assert low < entry["error_outputs"] < high
         # Activations have 8 bits in any case.
-        assert 1e-3 < by_label[label]["error_dequantized"] < 2e-2
-    # 96 inputs are stored as 128, 64 as they are: 6 and 4.5 bits.
-    assert by_label["int4-g32"]["bits_per_weight"] == pytest.approx((6 + 4.5) / 2)
+        assert 1e-3 < entry["error_activations"] < 2e-2
+        cases = [case for case in report["cases"] if case["contender"] == label]
+        for case in cases:  # the timed products err as much: what was timed was right
+            assert low < case["error_exact"] < high
+            assert 1e-3 < case["error_dequantized"] < 2e-2
+    assert errors["normal", "int4-g32"]["bits_per_weight"] == 4.5
 
 
-def test_float32_compute_errs_less(capsys):
+def test_the_matrices_show_what_they_are_there_for():
+    choices = _bench.parse_schemes("int8,int8-g32,int4-g32,uint4-g32,uint4-g128")
+    errors = {
+        (entry["matrix"], entry["contender"]): entry for entry in _accuracy.errors(choices, "int8")
+    }
+
+    def output(matrix, label):
+        return errors[matrix, label]["error_outputs"]
+
+    # Small groups keep an outlier's harm to few weights; zero points serve what is off centre.
+    assert output("heavy tails", "uint4-g32") < 0.8 * output("heavy tails", "uint4-g128")
+    assert output("heavy tails", "int4-g32") > 1.2 * output("normal", "int4-g32")
+    assert output("off centre", "uint4-g32") < 0.7 * output("off centre", "int4-g32")
+    # A row's large inputs set its scale, unless they have groups of their own.
+    assert output("outlier inputs", "int8-g32") < 0.5 * output("outlier inputs", "int8")
+
+
+@pytest.mark.parametrize("compute", ["int8", "float32"])
+def test_the_accuracy_does_not_depend_on_the_machine(compute, target, small_matrices):
+    choices = _bench.parse_schemes("int8,int4-g32,uint4-g32-min")
+    with nibblas.use_target("scalar"):
+        expected = _accuracy.errors(choices, compute, 1)
+    assert _accuracy.errors(choices, compute, 2) == expected
+
+
+def test_float32_compute_errs_less(capsys, small_matrices):
     command = ["bench", *QUICK, "--schemes", "int8", "--compute", "float32", "--json"]
     assert main(command) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["accuracy"][0]["error_dequantized"] < 1e-6
+    assert found["accuracy"][0]["error_activations"] < 1e-6
 
 
-def test_text_ends_with_the_accuracy(capsys):
+def test_text_ends_with_the_accuracy(capsys, small_matrices):
     assert main(["bench", *QUICK, "--schemes", "int8", "--target", "scalar", "--threads", "2"]) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     assert "target scalar" in printed.out
     assert "2 threads" in printed.out
-    for word in ("48x96", "32x64", "NumPy float32", "GOP/s", "of peak", "err exact"):
+    for word in ("48x96", "32x64", "NumPy float32", "GOP/s", "of peak", "error"):
         assert word in printed.out
     head, _, tail = printed.out.partition("Accuracy")
     assert "speed-up" in head
     assert "bits/weight" in tail
+    assert tail.rstrip().split("\n")[-1].startswith("int8 ")
+    assert max(map(len, printed.out.splitlines())) <= 100
 
 
 def test_cold_rotates_over_many_copies(monkeypatch, rng):
-    monkeypatch.setattr(_bench, "COLD_BYTES", 100_000)
-    settings = _bench.Settings(shapes=(), schemes=_bench.parse_schemes("int8"), cold=True)
+    monkeypatch.setattr(_measure, "COLD_BYTES", 100_000)
     dense = rng.standard_normal((48, 96), dtype=np.float32)
     weight = nibblas.quantize(dense, "int8")
-    copies = _bench._copies(weight, settings)
+    copies = _bench.packed_copies(weight, cold=True)
     assert sum(copy.nbytes for copy in copies) >= 100_000
     assert len({copy.planes["codes"].ctypes.data for copy in copies}) == len(copies)
-    contender = _bench._packed_contender(dense[:2], "int8", copies, settings)
+    dense_copies = _bench.dense_weight_copies(dense, cold=True)
+    assert sum(copy.nbytes for copy in dense_copies) >= 100_000
+    assert len(_bench.packed_copies(weight, cold=False)) == 1
+    product = _bench.packed_product(dense[:2], "int8", copies, "int8", 1)
+    contender = product.contender
+    assert len(contender.calls) == len(copies)
+    assert contender.nbytes == weight.nbytes
     calls = []
     contender.calls = [lambda i=i: calls.append(i) for i in range(3)]
     contender.repeats = 4
@@ -112,10 +171,51 @@ def test_cold_rotates_over_many_copies(monkeypatch, rng):
     assert calls == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
-def test_plot(tmp_path, capsys):
+def test_rounds_interleave():
+    order = []
+    contenders = [
+        _measure.Contender(name, 1, [lambda name=name: order.append(name)]) for name in "abc"
+    ]
+    ticks = iter(range(10_000_000))
+    _measure.run_rounds(contenders, 0, lambda: next(ticks), True, lambda: order.append("|"))
+    rounds = "".join(order).split("|")[1:]
+    # Each sample is one call that is not timed and one that is: by that clock a call takes long.
+    assert rounds == ["aabbcc", "bbccaa", "ccaabb", "aabbcc", "bbccaa"]
+    assert all(contender.samples == [1] * 5 for contender in contenders)
+
+
+def test_speedups_are_of_the_same_round():
+    slow, fast = _measure.Contender("slow", 1, []), _measure.Contender("fast", 1, [])
+    slow.samples, fast.samples = [2.0, 8.0, 3.0], [1.0, 4.0, 1.0]
+    assert fast.speedups(slow) == [2, 2, 3]
+    assert slow.seconds == 3
+
+
+def test_limits_grow_with_the_threads(monkeypatch):
+    monkeypatch.setattr(_measure._nibblas, "peak_dot", lambda seconds: 100.0)
+    sizes = []
+    monkeypatch.setattr(
+        _measure._nibblas, "read_bandwidth", lambda nbytes: sizes.append(nbytes) or 10.0
+    )
+    assert _measure.peak_gops(1) == 100
+    assert _measure.peak_gops(3) == 300
+    assert _measure.read_gbps(1 << 20, 2) == 20
+    assert sizes == [1 << 19] * 2
+    assert _measure.read_gbps(100, 1) == 10
+    assert sizes[-1] == _measure.SMALLEST_SET
+
+
+def test_plot(tmp_path, capsys, small_matrices):
     path = tmp_path / "speed.png"
     assert main(["bench", *QUICK, "--schemes", "int8,int4", "--plot", str(path)]) == 0
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_fails_before_measuring(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for name, message in (("x.tif_", "draws"), ("missing/x.png", "no folder")):
+        assert main(["bench", "--plot", str(tmp_path / name)]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_plot_without_matplotlib_fails_at_once(tmp_path, capsys, monkeypatch):
@@ -154,5 +254,5 @@ def test_parse_schemes():
 
 def test_relative_rms():
     expected = np.array([3.0, 4.0])
-    assert _bench.relative_rms(np.array([3.0, 4.5], np.float32), expected) == pytest.approx(0.1)
-    assert _bench.relative_rms(np.zeros(2), np.zeros(2)) == 0
+    assert _measure.relative_rms(np.array([3.0, 4.5], np.float32), expected) == pytest.approx(0.1)
+    assert _measure.relative_rms(np.zeros(2), np.zeros(2)) == 0

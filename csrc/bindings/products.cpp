@@ -165,8 +165,7 @@ py::tuple bound_quantize_activations(const py::array& x, int64_t group_size, int
     throw std::invalid_argument("group_size must be None or a power of two from 16 to 4096, got " +
                                 std::to_string(group_size));
   }
-  const int64_t groups =
-      group_size ? (view.last() + group_size - 1) / group_size : view.last() > 0 ? 1 : 0;
+  const int64_t groups = group_size ? (view.last() + group_size - 1) / group_size : 1;
   const py::array codes = new_array(py::dtype("int8"), output_shape(view, view.last()));
   const py::array scales = new_array(py::dtype("float32"), output_shape(view, groups));
   const Array codes_view = view_array(codes);

@@ -108,10 +108,10 @@ template <class T, int MR, class Source>
 NIBBLAS_NOINLINE void begin_segment(const Source& w, TileRows x, int32_t* sums) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
-  typename Ops::Sum c[MR][NV];
-  first_sums<T, MR>(w, x.starts, c);
   for (int m = 0; m < MR; ++m) {
-    for (int n = 0; n < NV; ++n) Ops::store_sum(sums + (m * NV + n) * kPanel, c[m][n]);
+    for (int n = 0; n < NV; ++n) {
+      Ops::store_sum(sums + (m * NV + n) * kPanel, first_sum(w, x.starts, m, n));
+    }
   }
 }
 

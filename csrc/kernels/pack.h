@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Codes to planes and back. 64 codes of 16 outputs are 16 x 16 words of four codes; transposed, a
-// row of words is a plane row of 8-bit codes, and narrower planes are several rows shifted together.
+// row of words is a plane row of 8-bit codes, and narrower planes are several rows shifted and
+// joined.
 #pragma once
 
 #include "kernels/values.h"

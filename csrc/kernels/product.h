@@ -16,7 +16,9 @@ Tile choose_tile(const Weight& w, Compute compute, int64_t rows) {
   Tile tile;
   tile.rows = few ? static_cast<int>(rows > 0 ? rows : 1) : T::kGemmRows;
   tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
-  tile.depth = few ? 0 : is_float ? kDepthBlock<FloatOps<T>> : kDepthBlock<typename IntSplit<T, 8>::Ops>;
+  const int64_t block =
+      is_float ? kDepthBlock<FloatOps<T>> : kDepthBlock<typename IntSplit<T, 8>::Ops>;
+  tile.depth = few ? 0 : block;
   tile.x_row_words = is_float ? 4 : wide ? 2 : 1;
   tile.kernel = few ? "gemv" : "gemm";
   return tile;

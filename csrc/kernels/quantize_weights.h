@@ -12,9 +12,8 @@ namespace {
 // extreme value of the group. Negative d puts m on the ninth level, -8; larger ones clip it.
 constexpr float kDivisors[] = {-8.0f,  -8.25f, -8.5f,  -8.75f, -9.0f,  -9.25f, -9.75f, -10.5f,
                                -11.5f, -13.5f, -17.0f, -25.0f, -7.75f, 7.25f,  6.25f};
-// Least squares for uint4 with zero points: both ends of the range times these.
-constexpr float kShrink[] = {1.0f,     0.984375f, 0.96875f, 0.9375f,
-                             0.90625f, 0.859375f, 0.6875f,  0.5f};
+// Least squares for uint4 with zero points: also both ends of the range times these.
+constexpr float kShrink[] = {0.984375f, 0.96875f, 0.9375f, 0.90625f, 0.859375f, 0.6875f, 0.5f};
 
 template <class T>
 inline typename T::F32 round_to_stored(typename T::F32 a, ScaleType type) {
@@ -139,35 +138,49 @@ struct GroupQuantizer {
     best_error = T::select(better, e, best_error);
   }
 
-  Coder<T, kOffset> choose(const float* values, int64_t count) const {
-    const GroupRange<T> range = group_range<T>(values, count);
-    const bool search = job.rule == Rule::mse && job.bits == 4;
+  // The plain rule: the range of the group.
+  Coder<T, kOffset> plain(const GroupRange<T>& range) const {
     if constexpr (kOffset == Offset::symmetric) {
-      Coder<T, kOffset> best = with_scale(T::div(range.amax, high), range.low);
-      if (!search) return best;
-      F32 best_error = error(best, values, count);
-      for (const float d : kDivisors) {
-        const auto other = with_scale(T::div(range.extreme, T::set1(d)), range.low);
-        keep_better(best, best_error, other, values, count);
-      }
-      return best;
-    } else if constexpr (kOffset == Offset::zero_point) {
-      const F32 zero = T::zero_f32();
-      const F32 bottom = T::select(T::lt(range.low, zero), range.low, zero);
-      const F32 top = T::select(T::lt(zero, range.high), range.high, zero);
-      Coder<T, kOffset> best = with_scale(T::div(T::sub(top, bottom), high), bottom);
-      if (!search) return best;
-      F32 best_error = error(best, values, count);
-      for (const float c : kShrink) {
-        if (c == 1.0f) continue;  // that is `best`
-        const F32 lo = T::mul(bottom, T::set1(c));
-        const F32 hi = T::mul(top, T::set1(c));
-        keep_better(best, best_error, with_scale(T::div(T::sub(hi, lo), high), lo), values, count);
-      }
-      return best;
+      return with_scale(T::div(range.amax, high), range.low);
     } else {
       return with_scale(T::div(T::sub(range.high, range.low), high), range.low);
     }
+  }
+
+  // Every other candidate of the least-squares rule, in order, against `best`.
+  void search(const GroupRange<T>& range, const float* values, int64_t count,
+              Coder<T, kOffset>& best) const {
+    F32 least = error(best, values, count);
+    if constexpr (kOffset == Offset::symmetric) {
+      for (const float d : kDivisors) {
+        const auto other = with_scale(T::div(range.extreme, T::set1(d)), range.low);
+        keep_better(best, least, other, values, count);
+      }
+    } else {
+      for (const float c : kShrink) {
+        const F32 lo = T::mul(range.low, T::set1(c));
+        const F32 hi = T::mul(range.high, T::set1(c));
+        keep_better(best, least, with_scale(T::div(T::sub(hi, lo), high), lo), values, count);
+      }
+    }
+  }
+
+  Coder<T, kOffset> choose(const float* values, int64_t count) const {
+    GroupRange<T> range = group_range<T>(values, count);
+    if constexpr (kOffset == Offset::zero_point) {  // zero has a code of its own
+      const F32 zero = T::zero_f32();
+      range.low = T::select(T::lt(range.low, zero), range.low, zero);
+      range.high = T::select(T::lt(zero, range.high), range.high, zero);
+    }
+    const auto first = plain(range);
+    auto best = first;
+    if constexpr (kOffset != Offset::min) {
+      if (job.rule == Rule::mse && job.bits == 4) search(range, values, count, best);
+    }
+    // Where the plain scale overflows its type, clipping to a smaller one is no remedy.
+    const auto finite = T::lt(T::abs(first.scale), T::from_bits(T::set1_i32(0x7f800000)));
+    best.scale = T::select(finite, best.scale, first.scale);
+    return best;
   }
 
   // Codes of one group as words of four; `valid` has all bits set in lanes that are outputs.
@@ -224,9 +237,14 @@ inline size_t quantize_scratch_bytes(int64_t depth_padded) {
   return static_cast<size_t>(depth_padded) * (kPanel * sizeof(float) + kPanel);
 }
 
+template <class T>
+inline int32_t any_infinite(typename T::F32 a) {
+  const auto finite = T::lt(T::abs(a), T::from_bits(T::set1_i32(0x7f800000)));
+  return T::reduce_max_i32(T::select_i32(finite, T::zero_i32(), T::set1_i32(1)));
+}
+
 template <class T, Offset kOffset>
 QuantizeResult quantize_panel(const QuantizeJob& job, int64_t panel, void* scratch) {
-  using F32 = typename T::F32;
   float* values = static_cast<float*>(scratch);
   uint8_t* words = reinterpret_cast<uint8_t*>(values + job.depth_padded * kPanel);
   const int64_t n0 = panel * kPanel;
@@ -237,7 +255,6 @@ QuantizeResult quantize_panel(const QuantizeJob& job, int64_t panel, void* scrat
   for (int n = 0; n < kPanel; ++n) lanes[n] = n0 + n < job.cols ? -1 : 0;
   const auto valid = T::load_i32(lanes);
   const GroupQuantizer<T, kOffset> quantizer(job);
-  const F32 infinity = T::from_bits(T::set1_i32(0x7f800000));
   int32_t overflow = 0;
   for (int64_t g = 0; g < job.groups; ++g) {
     const int64_t k = g * job.group;
@@ -250,8 +267,7 @@ QuantizeResult quantize_panel(const QuantizeJob& job, int64_t panel, void* scrat
       continue;
     }
     const auto coder = quantizer.choose(values + k * kPanel, count);
-    const auto finite = T::lt(T::add(T::abs(coder.scale), T::abs(coder.offset)), infinity);
-    overflow |= T::reduce_max_i32(T::select_i32(finite, T::zero_i32(), T::set1_i32(1)));
+    overflow |= any_infinite<T>(coder.scale) | any_infinite<T>(coder.offset);
     quantizer.encode(coder, values + k * kPanel, count, valid, words + k * kPanel);
     store_scales<T>(job.scales, job.scale_type, at, coder.scale);
     if (job.mins) store_scales<T>(job.mins, job.min_type, at, coder.offset);

@@ -15,8 +15,7 @@ struct TileRows {
   const float* sums;
 };
 
-// acc += the products of `rows` >= 1 plane rows (or expanded rows) with the words of x. (A loop that
-// may run no times makes GCC keep two copies of every accumulator.)
+// acc += the products of `rows` plane rows (or expanded rows), at least one, with the words of x.
 template <class T, int MR, class Source>
 NIBBLAS_INLINE void step_rows(Source& w, const int32_t*& x, int64_t rows,
                               typename Source::Ops::Acc (&acc)[MR][Source::kPanels]) {
@@ -42,46 +41,56 @@ NIBBLAS_INLINE void step_rows(Source& w, const int32_t*& x, int64_t rows,
   } while (--rows > 0);
 }
 
-// c += those products, widened where the target's accumulators hold only so many steps.
-template <class T, int MR, class Source>
-NIBBLAS_INLINE void dot_rows(Source& w, const int32_t*& x, int64_t rows,
+// c = initial(m, n) plus those products. Where the target's accumulators hold only so many steps,
+// they are widened in between; then the initial sums come last, to leave them the registers.
+template <class T, int MR, class Source, class Initial>
+NIBBLAS_INLINE void sum_rows(Source& w, const int32_t*& x, int64_t rows, const Initial& initial,
                              typename Source::Ops::Sum (&c)[MR][Source::kPanels]) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
   if constexpr (Ops::kMaxSteps == kUnlimited) {
-    return step_rows<T, MR>(w, x, rows, c);
+    unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
+      unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { c[m.value][n.value] = initial(m, n); });
+    });
+    step_rows<T, MR>(w, x, rows, c);
   } else {
     constexpr int64_t chunk = Ops::kMaxSteps / Source::kParts;
-    for (int64_t done = 0; done < rows; done += chunk) {
+    const auto sum_chunk = [&](int64_t count, bool first) NIBBLAS_INLINE_LAMBDA {
       typename Ops::Acc acc[MR][NV];
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
         unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { acc[m.value][n.value] = Ops::empty(); });
       });
-      step_rows<T, MR>(w, x, smaller(chunk, rows - done), acc);
+      step_rows<T, MR>(w, x, count, acc);
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
         unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-          c[m.value][n.value] = Ops::widen(c[m.value][n.value], acc[m.value][n.value]);
+          const auto wide = Ops::widen(acc[m.value][n.value]);
+          c[m.value][n.value] = first ? wide : T::add_i32(c[m.value][n.value], wide);
         });
       });
+    };
+    sum_chunk(smaller(chunk, rows), true);
+    for (int64_t done = chunk; done < rows; done += chunk) {
+      sum_chunk(smaller(chunk, rows - done), false);
     }
+    unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
+      unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+        c[m.value][n.value] = T::add_i32(c[m.value][n.value], initial(m, n));
+      });
+    });
   }
 }
 
-// The sums a segment starts from.
-template <class T, int MR, class Source>
-NIBBLAS_INLINE void first_sums(const Source& w, const int32_t* starts,
-                               typename Source::Ops::Sum (&c)[MR][Source::kPanels]) {
+// The sum that a segment starts from, for row m of the tile and panel n.
+template <class Source>
+NIBBLAS_INLINE typename Source::Ops::Sum first_sum(const Source& w, const int32_t* starts, int m,
+                                                   int n) {
   using Ops = typename Source::Ops;
-  unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-    unroll<Source::kPanels>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-      const int32_t start = Ops::kFloat ? 0 : starts[m.value];
-      if constexpr (Source::kKind == OffsetKind::zero_points) {
-        c[m.value][n.value] = Ops::first(start, w.zeros[n.value]);
-      } else {
-        c[m.value][n.value] = Ops::first(start);
-      }
-    });
-  });
+  const int32_t start = Ops::kFloat ? 0 : starts[m];
+  if constexpr (Source::kKind == OffsetKind::zero_points) {
+    return Ops::first(start, w.zeros[n]);
+  } else {
+    return Ops::first(start);
+  }
 }
 
 // Whole segments: acc [MR][NV][16] gets each segment's sums combined, in ascending order.
@@ -107,8 +116,11 @@ NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, 
     const int64_t g = s * scale_step;
     w.begin_group(g);
     typename Ops::Sum c[MR][NV];
-    first_sums<T, MR>(w, x.starts + s * MR, c);
-    dot_rows<T, MR>(w, x.words, s + 1 < segments ? rows : last_rows, c);
+    const int32_t* starts = x.starts + s * MR;
+    const auto initial = [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
+      return first_sum(w, starts, m.value, n.value);
+    };
+    sum_rows<T, MR>(w, x.words, s + 1 < segments ? rows : last_rows, initial, c);
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
       const F32 scale = w.scale(n.value, g);
       F32 min;
@@ -151,12 +163,10 @@ NIBBLAS_NOINLINE void multiply_part(Source w, const int32_t* x, int64_t rows, in
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
   typename Ops::Sum c[MR][NV];
-  unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-      c[m.value][n.value] = Ops::load_sum(sums + (m.value * NV + n.value) * kPanel);
-    });
-  });
-  dot_rows<T, MR>(w, x, rows, c);
+  const auto initial = [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
+    return Ops::load_sum(sums + (m.value * NV + n.value) * kPanel);
+  };
+  sum_rows<T, MR>(w, x, rows, initial, c);
   unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
       Ops::store_sum(sums + (m.value * NV + n.value) * kPanel, c[m.value][n.value]);

@@ -27,8 +27,9 @@ enum class ScaleType : uint8_t { float32, float16, bfloat16, e8m0, uint8, int8 }
 
 enum class CodebookType : uint8_t { none, float32, int8 };
 
-// One bit-slice of the codes: uint8 [panels, depth_padded * bits / 32, 16, 4]; byte [p, j, c, i]
-// holds at bits bits*t .. bits*t + bits - 1 the slice of output 16p + c at k = (8/bits)*4*j + 4*t + i.
+// One bit-slice of the codes: uint8 [panels, depth_padded * bits / 32, 16, 4]. Byte [p, j, c, i]
+// holds, at bits bits*t .. bits*t + bits - 1, the slice of output 16p + c at
+// k = (8/bits)*4*j + 4*t + i.
 struct Slice {
   const uint8_t* data;
   int bits;

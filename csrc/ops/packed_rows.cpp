@@ -25,15 +25,16 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 Partition partition(const Tile& tile, const Weight& w, int64_t rows, int threads) {
   Partition p;
+  rows = std::max<int64_t>(rows, 1);
   const int64_t work = rows * w.cols * std::max<int64_t>(w.depth, 1);
   p.threads = static_cast<int>(std::clamp<int64_t>(work / kWorkPerThread, 1, threads));
   p.rows_per_block = tile.depth == 0 ? rows : kRowBlock / tile.rows * tile.rows;
   p.row_blocks = ceil_div(rows, p.rows_per_block);
-  const int64_t units = ceil_div(w.panels, tile.panels);  // whole tiles
+  const int64_t units = std::max<int64_t>(ceil_div(w.panels, tile.panels), 1);  // whole tiles
   const int64_t tasks = p.threads == 1 ? 1 : p.threads * kTasksPerThread;
   const int64_t panel_blocks = std::clamp<int64_t>(ceil_div(tasks, p.row_blocks), 1, units);
   p.panels_per_block = ceil_div(units, panel_blocks) * tile.panels;
-  p.panel_blocks = ceil_div(w.panels, p.panels_per_block);
+  p.panel_blocks = std::max<int64_t>(ceil_div(w.panels, p.panels_per_block), 1);
   p.rows_per_block = std::min(p.rows_per_block, rows);
   return p;
 }

@@ -186,6 +186,10 @@ void quantize_activations(const Array& x, int64_t group, const Array& codes, con
     const float* values = kernels.row_as_floats(from, float_type(x.dtype), row, depth, padded,
                                                 nullptr, buffer);
     float* row_scales = reinterpret_cast<float*>(scales.data) + row * scales.last();
+    if (depth == 0) {  // the scale of nothing
+      std::fill(row_scales, row_scales + groups, 0.0f);
+      return;
+    }
     kernels.quantize_row(values, depth, run, row_codes, row_scales);
     std::memcpy(codes.data + row * depth, row_codes, static_cast<size_t>(depth));
   });

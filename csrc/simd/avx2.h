@@ -224,10 +224,9 @@ struct Avx2 {
       return {_mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.lo, x)),
               _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.hi, x))};
     }
-    static I32 widen(I32 c, Acc acc) {
+    static I32 widen(Acc acc) {
       const __m256i ones = _mm256_set1_epi16(1);
-      return {_mm256_add_epi32(c.lo, _mm256_madd_epi16(acc.lo, ones)),
-              _mm256_add_epi32(c.hi, _mm256_madd_epi16(acc.hi, ones))};
+      return {_mm256_madd_epi16(acc.lo, ones), _mm256_madd_epi16(acc.hi, ones)};
     }
   };
 

@@ -1,26 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The engine of ``nibblas bench``: contenders, interleaved rounds, medians, errors.
-
-Speeds of a shared machine drift by tens of per cent within seconds. So all contenders of a case
-take turns in short rounds, the machine's own limits are measured in the same rounds, and what is
-compared is always of one run.
-"""
+"""What ``nibblas bench`` measures: its command line's words, its cases, its report."""
 
 from __future__ import annotations
 
-import contextlib
-import math
 import statistics
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import nibblas
-from nibblas import _nibblas
 from nibblas._arrays import Array
+from nibblas.cli import _accuracy, _measure
+from nibblas.cli._accuracy import SchemeChoice
+from nibblas.cli._measure import Contender
 from nibblas.schemes import get_scheme
 
 # Name, N, K: layers of well-known models, from small to large.
@@ -33,31 +27,13 @@ DEFAULT_SHAPES = (
 )
 DEFAULT_ROWS = (1, 32, 128)
 DEFAULT_SCHEMES = ("int8", "int4-g32", "int4-g128", "uint4-g32")
+DEFAULT_SECONDS = 0.4
+"""For each contender of a case; the 75 of a run without options take about a minute in all."""
 
 BASELINE = "NumPy float32"
 
-COLD_BYTES = 256_000_000
-"""With cold weights, so many bytes are read before the first is read again: above any cache."""
-
-SMALLEST_SET = 1 << 16
-"""Bytes: reading fewer takes no time that could be measured."""
-
-SAMPLE_SECONDS = 0.004
-"""A sample repeats a call for this long: far above the clock's and the scheduler's noise."""
-
-MIN_ROUNDS, MAX_ROUNDS = 5, 200
-
 ERROR_ROWS, ERROR_COLS = 32, 256
-"""Errors are taken over so many rows and outputs: 8192 values tell an RMS to about 1 %."""
-
-
-class SchemeChoice(NamedTuple):
-    """A scheme as written on the command line, such as "int4-g32" or "uint4-g64-min"."""
-
-    label: str
-    scheme: str
-    group_size: int | str | None
-    offset: str | None
+"""Errors of a case are taken over so many rows and outputs, which tell its RMS to about 1 %."""
 
 
 class Shape(NamedTuple):
@@ -81,31 +57,16 @@ class Settings:
     compute: str = "int8"
     threads: int = 1
     cold: bool = False
-    seconds: float = 0.4
+    seconds: float = DEFAULT_SECONDS
 
 
 @dataclass
-class Contender:
-    """One way to compute the product, over one or more copies of its weights."""
+class Product:
+    """A contender, where its outputs go, and the weight that it multiplies by."""
 
-    label: str
-    nbytes: int
-    calls: list[Callable[[], object]]
+    contender: Contender
     out: Array
     weight: nibblas.PackedWeight | None
-    samples: list[float] = field(default_factory=list)
-    repeats: int = 1
-    turn: int = 0
-
-    def sample(self) -> float:
-        """Seconds of one call, the mean of `repeats`."""
-        calls, count = self.calls, self.repeats
-        start = time.perf_counter()
-        for i in range(self.turn, self.turn + count):
-            calls[i % len(calls)]()
-        seconds = (time.perf_counter() - start) / count
-        self.turn = (self.turn + count) % len(calls)
-        return seconds
 
 
 def parse_shapes(text: str) -> list[Shape]:
@@ -156,175 +117,152 @@ def parse_schemes(text: str) -> list[SchemeChoice]:
 def run(settings: Settings, step: Callable[[str], None] = lambda label: None) -> dict[str, Any]:
     """Measure every case. `step` is told what is next, `step_count(settings)` times."""
     cases: list[dict[str, Any]] = []
-    accuracy: list[dict[str, Any]] = []
     rng = np.random.default_rng(0)
-    with numpy_threads(settings.threads) as numpy_thread_count:
+    with _measure.numpy_threads(settings.threads) as numpy_threads:
+        clock = _measure.clock_name(settings.threads, numpy_threads)
         for shape in settings.shapes:
             step(f"{shape}: preparing")
             dense = rng.standard_normal((shape.cols, shape.depth), dtype=np.float32)
-            weights = [_quantize(dense, choice, settings) for choice in settings.schemes]
-            copies = [_copies(weight, settings) for weight in weights]
-            dense_copies = _dense_copies(dense, settings)
-            references = _references(dense, weights)
+            weights = {c.label: c.quantize(dense, settings.threads) for c in settings.schemes}
+            copies = {label: packed_copies(w, settings.cold) for label, w in weights.items()}
+            dense_copies = dense_weight_copies(dense, settings.cold)
+            reference = _reference(dense, weights)
             for rows in settings.rows:
                 step(f"{shape}, {rows} rows")
                 x = rng.standard_normal((rows, shape.depth), dtype=np.float32)
-                contenders = [_numpy_contender(x, dense_copies)]
-                for choice, packed in zip(settings.schemes, copies, strict=True):
-                    contenders.append(_packed_contender(x, choice.label, packed, settings))
-                limits = _measure(contenders, settings)
-                case = _case(shape, rows, contenders, limits, x, references)
-                cases += case
-            accuracy += _weight_errors(shape, dense, settings.schemes, weights)
+                products = [numpy_product(x, dense_copies)]
+                for label, packed in copies.items():
+                    products.append(
+                        packed_product(x, label, packed, settings.compute, settings.threads)
+                    )
+                cases += _case(shape, x, products, reference, settings, clock)
+            del dense, weights, copies, dense_copies, reference, products
+        step("accuracy")
+        accuracy = _accuracy.errors(settings.schemes, settings.compute, settings.threads)
     return {
+        "target": nibblas.target(),
+        "threads": settings.threads,
+        "numpy_threads": numpy_threads,
+        "clock": clock,
         "rows": list(settings.rows),
         "compute": settings.compute,
-        "threads": settings.threads,
-        "numpy_threads": numpy_thread_count,
         "cold": settings.cold,
-        "target": nibblas.target(),
         "cases": cases,
-        "accuracy": _summary(accuracy, cases),
+        "speedups": _speedups(cases, settings),
+        "accuracy": accuracy,
     }
 
 
 def step_count(settings: Settings) -> int:
     """How often `run` will call `step`."""
-    return len(settings.shapes) * (1 + len(settings.rows))
+    return len(settings.shapes) * (1 + len(settings.rows)) + 1
 
 
-@contextlib.contextmanager
-def numpy_threads(threads: int) -> Iterator[int | None]:
-    """Hold NumPy's BLAS to as many threads; yields that number, or None if it cannot be done."""
-    try:
-        import threadpoolctl  # type: ignore[import-untyped]
-    except ImportError:
-        yield None
-        return
-    with threadpoolctl.threadpool_limits(threads, user_api="blas"):
-        yield threads
-
-
-def _quantize(dense: Array, choice: SchemeChoice, settings: Settings) -> nibblas.PackedWeight:
-    return nibblas.quantize(
-        dense,
-        choice.scheme,
-        choice.group_size,  # type: ignore[arg-type]
-        offset=choice.offset,
-        num_threads=settings.threads,
-    )
-
-
-def _copies(weight: nibblas.PackedWeight, settings: Settings) -> list[nibblas.PackedWeight]:
-    count = math.ceil(COLD_BYTES / max(weight.nbytes, 1)) if settings.cold else 1
+def packed_copies(weight: nibblas.PackedWeight, cold: bool) -> list[nibblas.PackedWeight]:
+    """The weight itself, and with `cold` as many copies as no cache holds."""
+    count = _measure.copies_for(weight.nbytes, cold)
     return [weight, *(weight.copy() for _ in range(count - 1))]
 
 
-def _dense_copies(dense: Array, settings: Settings) -> list[Array]:
-    count = math.ceil(COLD_BYTES / max(dense.nbytes, 1)) if settings.cold else 1
+def dense_weight_copies(dense: Array, cold: bool) -> list[Array]:
+    """The same of a dense weight."""
+    count = _measure.copies_for(dense.nbytes, cold)
     return [dense, *(dense.copy() for _ in range(count - 1))]
 
 
-def _numpy_contender(x: Array, weights: list[Array]) -> Contender:
+def numpy_product(x: Array, weights: Sequence[Array]) -> Product:
+    """NumPy's float32 product, what all speed-ups are over."""
     out = np.empty((len(x), len(weights[0])), np.float32)
 
     def call(w: Array) -> Callable[[], object]:
         return lambda: np.matmul(x, w.T, out=out)
 
-    return Contender(BASELINE, weights[0].nbytes, [call(w) for w in weights], out, None)
+    calls = [call(w) for w in weights]
+    return Product(Contender(BASELINE, weights[0].nbytes, calls), out, None)
 
 
-def _packed_contender(
-    x: Array, label: str, weights: list[nibblas.PackedWeight], settings: Settings
-) -> Contender:
+def packed_product(
+    x: Array, label: str, weights: Sequence[nibblas.PackedWeight], compute: str, threads: int
+) -> Product:
+    """`nibblas.linear` with copies of one weight."""
     out = np.empty((len(x), weights[0].shape[0]), np.float32)
-    compute, threads = settings.compute, settings.threads
 
     def call(w: nibblas.PackedWeight) -> Callable[[], object]:
         return lambda: nibblas.linear(x, w, compute=compute, out=out, num_threads=threads)
 
-    return Contender(label, weights[0].nbytes, [call(w) for w in weights], out, weights[0])
-
-
-def _measure(contenders: list[Contender], settings: Settings) -> dict[str, Any]:
-    """Fill the samples; return the machine's limits as measured in between."""
-    for contender in contenders:
-        contender.sample()  # page faults and first-use work
-        once = contender.sample()
-        contender.repeats = max(1, min(1000, round(SAMPLE_SECONDS / max(once, 1e-7))))
-    peaks: list[float] = []
-    budget = settings.seconds * len(contenders)
-    start = time.perf_counter()
-    for turn in range(MAX_ROUNDS):
-        if turn >= MIN_ROUNDS and time.perf_counter() - start > budget:
-            break
-        peaks.append(_nibblas.peak_dot(SAMPLE_SECONDS))
-        first = turn % len(contenders)  # nobody always follows the same one
-        for contender in contenders[first:] + contenders[:first]:
-            contender.samples.append(contender.sample())
-    set_bytes = {
-        c.label: COLD_BYTES if settings.cold else max(c.nbytes, SMALLEST_SET) for c in contenders
-    }
-    read = {size: _nibblas.read_bandwidth(size) for size in set(set_bytes.values())}
-    return {
-        "peak_gops": statistics.median(peaks) * settings.threads,
-        "read_gbps": {label: read[size] * settings.threads for label, size in set_bytes.items()},
-    }
+    calls = [call(w) for w in weights]
+    return Product(Contender(label, weights[0].nbytes, calls), out, weights[0])
 
 
 class _Reference(NamedTuple):
     """Some outputs' weights in float64: what errors are taken against."""
 
     exact: Array
-    dequantized: dict[int, Array]  # by id of the weight
+    dequantized: dict[str, Array]  # by label
 
 
-def _references(dense: Array, weights: Sequence[nibblas.PackedWeight]) -> _Reference:
+def _reference(dense: Array, weights: dict[str, nibblas.PackedWeight]) -> _Reference:
     some = np.arange(min(ERROR_COLS, len(dense)))
     return _Reference(
         dense[some].astype(np.float64),
-        {id(weight): weight.take(some).astype(np.float64) for weight in weights},
+        {label: weight.take(some).astype(np.float64) for label, weight in weights.items()},
     )
 
 
 def _case(
     shape: Shape,
-    rows: int,
-    contenders: list[Contender],
-    limits: dict[str, Any],
     x: Array,
-    references: _Reference,
+    products: Sequence[Product],
+    reference: _Reference,
+    settings: Settings,
+    clock: str,
 ) -> list[dict[str, Any]]:
+    """The results of all contenders for one shape and number of rows."""
+    peaks: list[float] = []
+    contenders = [product.contender for product in products]
+    _measure.run_rounds(
+        contenders,
+        settings.seconds,
+        _measure.CLOCKS[clock],
+        warm=not settings.cold,
+        between=lambda: peaks.append(_measure.peak_gops(settings.threads)),
+    )
+    peak = statistics.median(peaks)
+    read_sizes = [_measure.COLD_BYTES if settings.cold else c.nbytes for c in contenders]
+    read = {size: _measure.read_gbps(size, settings.threads) for size in set(read_sizes)}
+
     some_x = x[:ERROR_ROWS].astype(np.float64)
-    exact = some_x @ references.exact.T
-    operations = 2.0 * rows * shape.cols * shape.depth
-    baseline = statistics.median(contenders[0].samples)
+    exact = some_x @ reference.exact.T
+    operations = 2.0 * len(x) * shape.cols * shape.depth
     results = []
-    for contender in contenders:
-        seconds = statistics.median(contender.samples)
-        y = contender.out[: len(exact), : exact.shape[1]]
-        gops, gbps = operations / seconds / 1e9, contender.nbytes / seconds / 1e9
+    for product, read_size in zip(products, read_sizes, strict=True):
+        contender = product.contender
+        y = product.out[: len(exact), : exact.shape[1]]
         error_dequantized = None
-        if contender.weight is not None:
-            dequantized = references.dequantized[id(contender.weight)]
-            error_dequantized = relative_rms(y, some_x @ dequantized.T)
+        if product.weight is not None:
+            dequantized = reference.dequantized[contender.label]
+            error_dequantized = _measure.relative_rms(y, some_x @ dequantized.T)
+        speedups = contender.speedups(contenders[0])
+        gops = operations / contender.seconds / 1e9
+        gbps = contender.nbytes / contender.seconds / 1e9
         results.append(
             {
                 "shape": [shape.cols, shape.depth],
                 "shape_name": shape.name,
-                "rows": rows,
+                "rows": len(x),
                 "contender": contender.label,
-                "seconds": seconds,
-                "seconds_quartiles": _quartiles(contender.samples),
+                "seconds": contender.seconds,
+                "seconds_quartiles": _measure.quartiles(contender.samples),
                 "samples": len(contender.samples),
                 "gops": gops,
                 "gbps": gbps,
-                "peak_share": gops / limits["peak_gops"],
-                "read_share": gbps / limits["read_gbps"][contender.label],
-                "peak_gops": limits["peak_gops"],
-                "read_gbps": limits["read_gbps"][contender.label],
-                "speedup": baseline / seconds,
-                "error_exact": relative_rms(y, exact),
+                "peak_share": gops / peak,
+                "read_share": gbps / read[read_size],
+                "peak_gops": peak,
+                "read_gbps": read[read_size],
+                "speedup": statistics.median(speedups),
+                "speedup_quartiles": _measure.quartiles(speedups),
+                "error_exact": _measure.relative_rms(y, exact),
                 "error_dequantized": error_dequantized,
                 "nbytes": contender.nbytes,
             }
@@ -332,53 +270,18 @@ def _case(
     return results
 
 
-def _quartiles(samples: list[float]) -> list[float]:
-    low, _, high = statistics.quantiles(samples, n=4)
-    return [low, high]
-
-
-def relative_rms(found: Array, expected: Array) -> float:
-    """Root mean square of the error over that of what is expected, in float64."""
-    error = found.astype(np.float64) - expected
-    norm = float((expected * expected).sum())
-    return math.sqrt(float((error * error).sum()) / norm) if norm else 0.0
-
-
-def _weight_errors(
-    shape: Shape,
-    dense: Array,
-    choices: Sequence[SchemeChoice],
-    weights: Sequence[nibblas.PackedWeight],
-) -> list[dict[str, Any]]:
-    some = np.arange(min(ERROR_COLS, len(dense)))
+def _speedups(cases: Sequence[dict[str, Any]], settings: Settings) -> list[dict[str, Any]]:
+    """Per scheme and number of rows, the geometric mean over the shapes."""
     return [
         {
-            "shape": [shape.cols, shape.depth],
             "contender": choice.label,
-            "bits_per_weight": weight.bits_per_weight,
-            "error_weights": relative_rms(weight.take(some), dense[some].astype(np.float64)),
+            "rows": rows,
+            "speedup": statistics.geometric_mean(
+                case["speedup"]
+                for case in cases
+                if case["rows"] == rows and case["contender"] == choice.label
+            ),
         }
-        for choice, weight in zip(choices, weights, strict=True)
+        for choice in settings.schemes
+        for rows in settings.rows
     ]
-
-
-def _summary(errors: list[dict[str, Any]], cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Per scheme: errors as root mean square over all shapes and row counts."""
-    summary = []
-    for label in dict.fromkeys(entry["contender"] for entry in errors):
-        ours = [entry for entry in errors if entry["contender"] == label]
-        outputs = [case for case in cases if case["contender"] == label]
-        summary.append(
-            {
-                "contender": label,
-                "bits_per_weight": statistics.fmean(e["bits_per_weight"] for e in ours),
-                "error_weights": _rms(e["error_weights"] for e in ours),
-                "error_exact": _rms(case["error_exact"] for case in outputs),
-                "error_dequantized": _rms(case["error_dequantized"] for case in outputs),
-            }
-        )
-    return summary
-
-
-def _rms(values: Iterator[float]) -> float:
-    return math.sqrt(statistics.fmean(value * value for value in values))

@@ -7,14 +7,18 @@ Without options: layer shapes of well-known models, about a minute, ending with 
 
 A scheme may be followed by -gSIZE (group size) or -channel, and by -zp or -min (offset). Columns:
 
-  time        median of a call, taken in rounds with all others
-  GOP/s       2 * rows * N * K / time
-  GB/s        bytes of the weights / time
-  of peak     GOP/s as a share of the dot-product peak measured in the same rounds
-  of read     GB/s as a share of the read bandwidth measured over as many bytes
-  speed-up    over NumPy float32 in the same rounds
-  err exact   relative RMS error against the float64 product with the weights before quantizing
-  err deq     the same against the dequantized weights: what quantized activations add
+  time      median of a call, taken in rounds with all others
+  speed-up  over NumPy float32, the median of the rounds' ratios
+  GOP/s     2 * rows * N * K / time
+  of peak   as a share of the dot-product peak measured in the same rounds
+  GB/s      bytes of the weights / time
+  of read   as a share of the bandwidth of reading as many bytes
+  error     relative RMS against the float64 product with the weights before quantizing
+  size      bytes of the weights
+
+The accuracy table is over matrices of its own, the same in every run. Its errors, relative RMS
+against float64, are those of the dequantized weights; what quantized activations add to the
+outputs; and of the outputs in all.
 """
 
 from __future__ import annotations
@@ -24,10 +28,11 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import nibblas
-from nibblas.cli import _bench, _text
+from nibblas.cli import _accuracy, _bench, _plot, _text
 
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 """Settings that hold NumPy's BLAS to an older CPU's instructions or block sizes."""
@@ -35,15 +40,36 @@ BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_CBWR", "MKL_ENAB
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``nibblas bench``."""
-    parser.add_argument("--shapes", default="default", help="N x K, such as 4096x4096,11008x4096")
-    parser.add_argument("--rows", default=",".join(map(str, _bench.DEFAULT_ROWS)))
-    parser.add_argument("--schemes", default=",".join(_bench.DEFAULT_SCHEMES))
-    parser.add_argument("--compute", default="int8", choices=("int8", "float32"))
-    parser.add_argument("--threads", type=int, metavar="N", help="of both; default: all there are")
-    parser.add_argument("--target", help="instruction set; default: the best one")
+    rows, schemes = ",".join(map(str, _bench.DEFAULT_ROWS)), ",".join(_bench.DEFAULT_SCHEMES)
+    parser.add_argument(
+        "--shapes",
+        default="default",
+        metavar="NxK,...",
+        help="of the weights, such as 4096x4096,11008x4096; default: five layers of models",
+    )
+    parser.add_argument("--rows", default=rows, metavar="M,...", help=f"rows of x; default: {rows}")
+    parser.add_argument("--schemes", default=schemes, metavar="S,...", help=f"default: {schemes}")
+    parser.add_argument(
+        "--compute",
+        default="int8",
+        choices=("int8", "float32"),
+        help="int8 quantizes activations on the fly (default), float32 uses them as they are",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        metavar="N",
+        help="of nibblas and of NumPy; default: 1, which other programs disturb least",
+    )
+    parser.add_argument("--target", metavar="NAME", help="instruction set; default: the best one")
     parser.add_argument("--cold", action="store_true", help="weights from memory, not from caches")
     parser.add_argument(
-        "--seconds", type=float, default=0.4, help="per contender and case; default: 0.4"
+        "--seconds",
+        type=float,
+        default=_bench.DEFAULT_SECONDS,
+        metavar="S",
+        help=f"for each line of the table, about; default: {_bench.DEFAULT_SECONDS}",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--plot", metavar="FILE", help="draw the speed-ups (needs matplotlib)")
@@ -51,16 +77,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, then print and draw."""
-    if arguments.threads is not None and arguments.threads < 1:
+    if arguments.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
     if arguments.plot:
-        _pyplot()  # better missing now than in a minute
+        _plot.check(arguments.plot)  # better failing now than in a minute
     settings = _bench.Settings(
         shapes=_bench.parse_shapes(arguments.shapes),
         rows=_bench.parse_rows(arguments.rows),
         schemes=_bench.parse_schemes(arguments.schemes),
         compute=arguments.compute,
-        threads=arguments.threads or nibblas.get_num_threads(),
+        threads=arguments.threads,
         cold=arguments.cold,
         seconds=arguments.seconds,
     )
@@ -80,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
     }
     print(json.dumps(report, indent=2) if arguments.json else as_text(report))
     if arguments.plot:
-        plot(report, arguments.plot)
+        _plot.plot(report, arguments.plot)
     return 0
 
 
@@ -95,62 +121,85 @@ def as_text(report: dict[str, Any]) -> str:
     """The same for people."""
     plural = "s" if report["threads"] != 1 else ""
     lines = [
-        f"nibblas {report['version']}, {report['cpu']}, target {report['target']}, "
+        f"nibblas {report['version']} on {report['cpu']}: target {report['target']}, "
         f"{report['threads']} thread{plural}, compute={report['compute']}, "
         f"weights {'cold' if report['cold'] else 'warm'}",
         "",
         _times(report["cases"]),
         "",
         *_notes(report),
-        "Accuracy: relative RMS error of weights and of outputs, over all cases. nibblas computes",
-        "the same bits on every CPU and with every number of threads.",
         "",
-        _accuracy(report["accuracy"]),
+        "Speed-up over NumPy float32, the geometric mean of the shapes:",
         "",
-        f"{report['seconds']:.0f} s",
+        _speedups(report),
+        "",
+        "Accuracy: relative RMS errors of the weights, of the outputs by quantized activations",
+        "alone, and of the outputs in all. Results are the same bits on every CPU and with every",
+        "number of threads, so these figures are too.",
+        "",
+        _accuracy_table(report["accuracy"]),
     ]
     return "\n".join(lines)
 
 
-def _times(cases: list[dict[str, Any]]) -> str:
-    headers = (
-        *("shape", "rows", "what", "time", "GOP/s", "GB/s", "of peak", "of read", "speed-up"),
-        *("err exact", "err deq", "size"),
-    )
-    rows = []
-    last = None
+def _times(cases: Sequence[dict[str, Any]]) -> str:
+    headers = ("rows", "scheme", "time", "speed-up", "GOP/s", "of peak", "GB/s", "of read")
+    headings: dict[int, str] = {}
+    lines: list[tuple[str, ...]] = []
+    shape, rows = None, None
     for case in cases:
-        place = ("x".join(map(str, case["shape"])), str(case["rows"]))
+        if case["shape"] != shape:
+            shape, rows = case["shape"], None
+            headings[len(lines)] = f"{shape[0]}x{shape[1]}  {case['shape_name']}".rstrip()
         baseline = case["error_dequantized"] is None
-        rows.append(
+        lines.append(
             (
-                *(place if place != last else ("", "")),
+                "" if case["rows"] == rows else str(case["rows"]),
                 case["contender"],
                 _text.duration(case["seconds"]),
+                f"{_text.digits(case['speedup'])}x",
                 _text.digits(case["gops"]),
+                "-" if baseline else _share(case["peak_share"]),
                 _text.digits(case["gbps"]),
-                "-" if baseline else _text.percent(case["peak_share"]),
-                _text.percent(case["read_share"]),
-                "-" if baseline else f"{_text.digits(case['speedup'])}x",
+                _share(case["read_share"]),
                 f"{case['error_exact']:.1e}",
-                "-" if baseline else f"{case['error_dequantized']:.1e}",
                 _text.size(case["nbytes"]),
             )
         )
-        last = place
-    return _text.table(headers, rows, left=3)
+        rows = case["rows"]
+    return _sections((*headers, "error", "size"), lines, headings, left=2)
+
+
+def _share(share: float) -> str:
+    return "<1%" if 0 < share < 0.005 else _text.percent(share)
+
+
+def _sections(
+    headers: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    headings: dict[int, str],
+    left: int = 1,
+) -> str:
+    """A table with headings before some lines, by the number of the line."""
+    top, rule, *body = _text.table(headers, lines, left=left).split("\n")
+    text = [top, rule]
+    for number, line in enumerate(body):
+        if number in headings:
+            text += ([""] if number else []) + [headings[number]]
+        text.append(line)
+    return "\n".join(text)
 
 
 def _notes(report: dict[str, Any]) -> list[str]:
-    names = {tuple(case["shape"]): case["shape_name"] for case in report["cases"]}
-    notes = [f"{cols}x{depth}: {name}" for (cols, depth), name in names.items() if name]
-    peak = max(case["peak_gops"] for case in report["cases"])
-    if report["threads"] > 1:
-        notes.append(
-            f"Limits are one thread's times {report['threads']}: dot products {peak:.0f} GOP/s."
-        )
-    else:
-        notes.append(f"Measured limit of dot products: {peak:.0f} GOP/s.")
+    cases = report["cases"]
+    plural = "s" if report["threads"] != 1 else ""
+    peaks = [case["peak_gops"] for case in cases]
+    reads = [case["read_gbps"] for case in cases]
+    notes = [
+        f"Limits on {report['threads']} thread{plural}: {_between(peaks)} GOP/s in dot products, "
+        f"{_between(reads)} GB/s reading the sizes above.",
+        f"Times are {report['clock']} time; all took {report['seconds']:.0f} s.",
+    ]
     if report["numpy_threads"] is None:
         notes.append(
             "NumPy used as many threads as its BLAS likes: with threadpoolctl installed it is held "
@@ -164,64 +213,41 @@ def _notes(report: dict[str, Any]) -> list[str]:
     for variable in BLAS_VARIABLES:
         if variable in os.environ:
             notes.append(f"{variable} is set, which may slow NumPy down.")
-    return [*notes, ""]
+    return notes
 
 
-def _accuracy(summary: list[dict[str, Any]]) -> str:
-    headers = ("scheme", "bits/weight", "weights", "outputs, exact", "outputs, dequantized")
-    rows = [
-        (
-            entry["contender"],
-            f"{entry['bits_per_weight']:.2f}",
-            f"{entry['error_weights']:.2e}",
-            f"{entry['error_exact']:.2e}",
-            f"{entry['error_dequantized']:.2e}",
+def _between(values: Sequence[float]) -> str:
+    low, high = _text.digits(min(values)), _text.digits(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _speedups(report: dict[str, Any]) -> str:
+    row_counts = report["rows"]
+    headers = ("scheme", *(f"{rows} row{'s' if rows != 1 else ''}" for rows in row_counts))
+    lines: dict[str, list[str]] = {}
+    for entry in report["speedups"]:
+        line = lines.setdefault(entry["contender"], [])
+        line.append(f"{_text.digits(entry['speedup'])}x")
+    return _text.table(headers, [(label, *line) for label, line in lines.items()])
+
+
+def _accuracy_table(entries: Sequence[dict[str, Any]]) -> str:
+    headers = ("scheme", "bits/weight", "weights", "activations", "outputs")
+    headings: dict[int, str] = {}
+    lines: list[tuple[str, ...]] = []
+    matrix = None
+    for entry in entries:
+        if entry["matrix"] != matrix:
+            matrix = entry["matrix"]
+            what = next(m.what for m in _accuracy.MATRICES if m.name == matrix)
+            headings[len(lines)] = f"{matrix}: {what}"
+        lines.append(
+            (
+                entry["contender"],
+                f"{entry['bits_per_weight']:.2f}",
+                f"{entry['error_weights']:.2e}",
+                f"{entry['error_activations']:.2e}",
+                f"{entry['error_outputs']:.2e}",
+            )
         )
-        for entry in summary
-    ]
-    return _text.table(headers, rows)
-
-
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError:
-        raise ImportError("--plot needs matplotlib: pip install nibblas[plot]") from None
-    matplotlib.use("agg")
-    import matplotlib.pyplot
-
-    return matplotlib.pyplot
-
-
-def plot(report: dict[str, Any], path: str) -> None:
-    """Bars of the speed-up over NumPy float32, a panel for each row count."""
-    pyplot = _pyplot()
-    cases = [case for case in report["cases"] if case["error_dequantized"] is not None]
-    labels = list(dict.fromkeys(case["contender"] for case in cases))
-    shapes = list(dict.fromkeys(tuple(case["shape"]) for case in cases))
-    figure, axes = pyplot.subplots(
-        len(report["rows"]),
-        1,
-        squeeze=False,
-        figsize=(max(6.0, 1.6 * len(shapes)), 2.2 * len(report["rows"]) + 0.8),
-        layout="constrained",
-    )
-    width = 0.8 / max(len(labels), 1)
-    for axis, rows in zip(axes[:, 0], report["rows"], strict=True):
-        for i, label in enumerate(labels):
-            speedups = {
-                tuple(case["shape"]): case["speedup"]
-                for case in cases
-                if case["rows"] == rows and case["contender"] == label
-            }
-            places = [j + (i - (len(labels) - 1) / 2) * width for j in range(len(shapes))]
-            axis.bar(places, [speedups[shape] for shape in shapes], width, label=label)
-        axis.axhline(1, color="black", linewidth=0.8)
-        axis.set_xticks(range(len(shapes)), ["x".join(map(str, shape)) for shape in shapes])
-        axis.set_ylabel("speed-up")
-        axis.set_title(f"{rows} row{'s' if rows != 1 else ''}", fontsize="medium")
-    axes[0, 0].legend(ncols=max(len(labels), 1), fontsize="small")
-    threads = f"{report['threads']} thread{'s' if report['threads'] != 1 else ''}"
-    figure.suptitle(f"nibblas over {_bench.BASELINE}: {report['target']}, {threads}")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    return _sections(headers, lines, headings)

@@ -15,8 +15,12 @@ import numpy as np
 
 from .fma import fma
 
-_F = np.float32
-_ZERO, _ONE = _F(0), _F(1)
+
+def _f32(value: float) -> np.ndarray:
+    return np.array(value, np.float32)
+
+
+_ZERO, _ONE = _f32(0), _f32(1)
 
 
 class _Pair(NamedTuple):
@@ -70,27 +74,22 @@ def gelu(x: np.ndarray) -> np.ndarray:
     x = _checked(x)
     with np.errstate(all="ignore"):
         t = _clamped_magnitude(x, 14.5)  # the tail is 0 from 14.36
-        e = _exp(_exact_product(_F(-0.5) * t, t))
+        e = _exp(_exact_product(_f32(-0.5) * t, t))
 
         # P(u) = (t + b) erfcx(t / sqrt 2) / 2, b = 633/512, u = (t - 4) / (t + 4), t in [0, 14.5]:
         # relative error 2^-29.1.
-        u = (t - _F(4)) / (t + _F(4))
-        q = _F(-7.05423881e-5)
-        q = fma(q, u, _F(-7.51337648e-5))
-        q = fma(q, u, _F(0.000651728478))
-        q = fma(q, u, _F(-0.000149086307))
-        q = fma(q, u, _F(-0.00488467747))
-        q = fma(q, u, _F(0.015932126))
-        q = fma(q, u, _F(-0.024903167))
-        q = fma(q, u, _F(0.0116536487))
-        q = fma(q, u, _F(0.0433939323))
-        q = fma(q, u, _F(-0.136973247))
-        c0 = _F(0.494365096)
+        u = (t - _f32(4)) / (t + _f32(4))
+        q = _horner(
+            u,
+            *(-7.05423881e-5, -7.51337648e-5, 0.000651728478, -0.000149086307, -0.00488467747),
+            *(0.015932126, -0.024903167, 0.0116536487, 0.0433939323, -0.136973247),
+        )
+        c0 = _f32(0.494365096)
         p_hi = fma(q, u, c0)
         p = _Pair(p_hi, fma(q, u, c0 - p_hi))
 
         numerator = _product(_scaled(e.mantissa, _enlarged(t)), p)
-        denominator = _exact_sum(t, _F(1.236328125))
+        denominator = _exact_sum(t, _f32(1.236328125))
         return _without_tail(x, _reduced(_quotient(numerator, denominator), e.exponent))
 
 
@@ -116,8 +115,8 @@ def gelu_tanh(x: np.ndarray) -> np.ndarray:
     with np.errstate(all="ignore"):
         t = _clamped_magnitude(x, 11)  # the tail is 0 from 10.78
         # s = -t (c1 + c3 t^2), c1 = 2 sqrt(2/pi), c3 = 0.044715 c1, both as two floats
-        c1 = _Pair(_F(1.59576917), _F(-4.53406805e-8))
-        c3 = _Pair(_F(0.0713548139), _F(2.39883247e-9))
+        c1 = _Pair(_f32(1.59576917), _f32(-4.53406805e-8))
+        c3 = _Pair(_f32(0.0713548139), _f32(2.39883247e-9))
         cubic = _product(c3, _exact_product(t, t))
         slope = _exact_sum(c1.hi, cubic.hi)
         slope = _Pair(slope.hi, slope.lo + (c1.lo + cubic.lo))
@@ -153,6 +152,14 @@ def _checked(x: np.ndarray) -> np.ndarray:
     if x.dtype != np.float32:
         raise TypeError(f"x must be float32, not {x.dtype}: use astype(np.float32)")
     return x
+
+
+def _horner(x: np.ndarray, highest: float, *others: float) -> np.ndarray:
+    """The polynomial with these coefficients, the one of the highest power first."""
+    q = _f32(highest)
+    for coefficient in others:
+        q = fma(q, x, _f32(coefficient))
+    return q
 
 
 def _ordered_sum(a: np.ndarray, b: np.ndarray) -> _Pair:
@@ -201,7 +208,7 @@ def _power_of_two(n: np.ndarray) -> np.ndarray:
 
 def _enlarged(t: np.ndarray) -> np.ndarray:
     """2**64 times t, so that no low part of a small t underflows."""
-    return t * _F(2.0**64)
+    return t * _f32(2.0**64)
 
 
 def _reduced(a: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -214,22 +221,18 @@ def _reduced(a: np.ndarray, n: np.ndarray) -> np.ndarray:
 def _exp(x: _Pair) -> _Exponential:
     """exp(x) for x.hi in [-120, 0]. Relative error of the mantissa: 2^-27."""
     # n = rint(x / ln 2): at 1.5 * 2^23 an ulp is 1.
-    shifter = _F(12582912)
-    shifted = fma(x.hi, _F(1.44269502), shifter)
+    shifter = _f32(12582912)
+    shifted = fma(x.hi, _f32(1.44269502), shifter)
     n = shifted - shifter
     exponent = shifted.view(np.int32) - shifter.view(np.int32)
 
     # r = x - n ln 2, ln 2 as two floats
-    r_hi = fma(n, _F(-0.693147182), x.hi)
-    r = _ordered_sum(r_hi, fma(n, _F(1.90465421e-9), x.lo))
+    r_hi = fma(n, _f32(-0.693147182), x.hi)
+    r = _ordered_sum(r_hi, fma(n, _f32(1.90465421e-9), x.lo))
 
     # (exp(r) - 1 - r) / r^2 on [-0.3466, 0.3466]: the error, times r^2 / exp(r), is 2^-28.2.
     h = r.hi
-    q = _F(0.00138388446)
-    q = fma(q, h, _F(0.00836919062))
-    q = fma(q, h, _F(0.0416681021))
-    q = fma(q, h, _F(0.166665167))
-    q = fma(q, h, _F(0.49999994))
+    q = _horner(h, 0.00138388446, 0.00836919062, 0.0416681021, 0.166665167, 0.49999994)
 
     # exp(r) = (1 + h + h^2 q)(1 + r.lo)
     linear = _ordered_sum(_ONE, h)
@@ -240,12 +243,12 @@ def _exp(x: _Pair) -> _Exponential:
 def _clamped_magnitude(x: np.ndarray, limit: float) -> np.ndarray:
     """min(|x|, limit); NaN stays NaN."""
     t = np.abs(x)
-    return np.where(_F(limit) < t, _F(limit), t)
+    return np.where(_f32(limit) < t, _f32(limit), t)
 
 
 def _without_tail(x: np.ndarray, tail: np.ndarray) -> np.ndarray:
     """x - tail for x >= 0, else -tail: -0 - 0 is -0, so every result has the sign of x."""
-    return np.where(x < _ZERO, _F(-0.0), x) - tail
+    return np.where(x < _ZERO, _f32(-0.0), x) - tail
 
 
 def _logistic_tail(t: np.ndarray, s: _Pair) -> np.ndarray:

@@ -70,9 +70,8 @@ def fma(a: ArrayLike, b: ArrayLike, c: ArrayLike) -> np.ndarray:
 
 
 def _float64(value: ArrayLike, name: str) -> np.ndarray:
-    if type(value) in (int, float):
-        value = np.float32(value)
-    array = np.asarray(value)
+    is_python_number = type(value) in (int, float)  # and not float64, which is a float, too
+    array = np.asarray(value, np.float32 if is_python_number else None)
     if array.dtype != np.float32:
         raise TypeError(f"{name} must be float32, not {array.dtype}")
     return array.astype(np.float64)

@@ -161,7 +161,7 @@ def quantize(
     elif offset == "zero_point":
         parts["zero_points"] = merged[1].astype(np.uint8)
     else:
-        parts["mins"] = _store(merged[1], scale_dtype)
+        parts["mins"] = _store(merged[1], _min_dtype(scale_dtype))
     return parts
 
 
@@ -221,8 +221,8 @@ def _min(w: np.ndarray, bits: int, search: bool, scale_dtype: str) -> tuple[np.n
     qmax = np.float32((1 << bits) - 1)
     lo, hi = _pick(w, w, np.argmin), _pick(w, w, np.argmax)
     s, _ = _least_error(w, [_round((hi - lo) / qmax, scale_dtype)], lambda i: w, scale_dtype)
-    m = _round(lo, scale_dtype)
-    _check_overflow(m, "min", scale_dtype)
+    m = _round(lo, _min_dtype(scale_dtype))
+    _check_overflow(m, "min", _min_dtype(scale_dtype))
     codes = np.clip(np.rint((w - m[:, None]) / s[:, None]), 0, qmax)
     return np.where(s[:, None] == 0, np.float32(0), codes).astype(np.uint8), s, m
 
@@ -235,6 +235,8 @@ def _least_error(
     `coded(i)` gives q (R, g) of candidate i, and is not asked when there is only one.
     """
     stacked = np.stack(scales)
+    # The first is the plain rule's: where it overflows, clipping to a smaller one is no remedy.
+    _check_overflow(stacked[0], "scale", scale_dtype)
     best = np.zeros(len(w), np.int64)
     if len(scales) > 1:
         r = np.stack([fma(-coded(i), s[:, None], w) for i, s in enumerate(scales)])
@@ -243,9 +245,7 @@ def _least_error(
             e = fma(r[:, :, k], r[:, :, k], e)
         usable = (stacked != 0) & np.isfinite(stacked)
         best = np.where(usable, e, np.float32(np.inf)).argmin(axis=0)  # the first of the least
-    winner = stacked[best, np.arange(len(w))]
-    _check_overflow(winner, "scale", scale_dtype)
-    return winner, best
+    return stacked[best, np.arange(len(w))], best
 
 
 def _pick(w: np.ndarray, key: np.ndarray, choose: Callable[..., np.ndarray]) -> np.ndarray:
@@ -260,6 +260,11 @@ def _store(values: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
         return float32_to_bfloat16(values)
     return float32_to_float16(values) if dtype == "float16" else values.astype(np.float32)
+
+
+def _min_dtype(scale_dtype: str) -> str:
+    """Mins have the range of weights, not of their steps: 8 bits would be too coarse for them."""
+    return "float32" if scale_dtype == "bfloat16" else scale_dtype
 
 
 def _round(values: np.ndarray, dtype: str) -> np.ndarray:
