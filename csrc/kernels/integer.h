@@ -51,15 +51,15 @@ void integer_gemm_panels(const IntegerProductJob& job, int64_t panel, int64_t ro
   if (job.ones) begin_integers<T, NV>(job, panel, job.ones->starts, 1, ones);
   for (int64_t k = 0; k < w.depth_padded; k += kDepthBlock<Ops>) {
     const int64_t depth = smaller(kDepthBlock<Ops>, w.depth_padded - k);
-    expand_block<T, Split, OffsetKind::constant, NV>(w, panel, k, depth, false, s.block);
-    const BlockSource<T, Ops, OffsetKind::constant, NV> block(s.block);
+    const auto weights =
+        operands<T, Split, OffsetKind::constant, NV>(w, panel, k, depth, s.block);
     const int64_t words = plane_rows(k, w.bits) * Split::kParts;
     const int64_t rows = plane_rows(depth, w.bits) * Split::kParts;
     for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
-      multiply_part<T, m.value>(block, x.words + words * m.value, rows,
+      multiply_part<T, m.value>(weights, x.words + words * m.value, rows,
                                 s.sums + (row - row0) * NV * kPanel);
     });
-    if (job.ones) multiply_part<T, 1>(block, job.ones->words + words, rows, ones);
+    if (job.ones) multiply_part<T, 1>(weights, job.ones->words + words, rows, ones);
   }
   store_integers<T>(job, panel, NV, row0, row1 - row0, s.sums, ones);
 }

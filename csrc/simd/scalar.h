@@ -198,6 +198,7 @@ struct Scalar {
     memcpy(p, h, sizeof h);
   }
   static void prefetch(const void*) {}
+  static void prefetch_l2(const void*) {}
 
   // Hides a value from the optimizer, for loops that only measure.
   static void hide(I32& a) {
