@@ -52,7 +52,7 @@ struct Scalar {
     // NaN where s is not finite: then nothing is to be corrected.
     const bool inexact = (error > 0) | (error < 0);
     const int64_t toward = (error > 0) == (s > 0) ? 1 : -1;
-    bits += inexact & !(bits & 1) ? toward : 0;
+    bits += inexact && !(bits & 1) ? toward : 0;
     return static_cast<float>(cast<double>(bits));
 #endif
   }

@@ -159,9 +159,9 @@ def _times(cases: Sequence[dict[str, Any]]) -> str:
                 _text.duration(case["seconds"]),
                 f"{_text.digits(case['speedup'])}x",
                 _text.digits(case["gops"]),
-                "-" if baseline else _share(case["peak_share"]),
+                "-" if baseline else share(case["peak_share"]),
                 _text.digits(case["gbps"]),
-                _share(case["read_share"]),
+                share(case["read_share"]),
                 f"{case['error_exact']:.1e}",
                 _text.size(case["nbytes"]),
             )
@@ -170,7 +170,8 @@ def _times(cases: Sequence[dict[str, Any]]) -> str:
     return _sections((*headers, "error", "size"), lines, headings, left=2)
 
 
-def _share(share: float) -> str:
+def share(share: float) -> str:
+    """Per cent, and nothing measured is 0 %."""
     return "<1%" if 0 < share < 0.005 else _text.percent(share)
 
 
