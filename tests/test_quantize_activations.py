@@ -12,7 +12,6 @@ import nibblas
 from nibblas import numerics
 
 from .cases import (
-    GROUPS,
     TARGETS,
     Variant,
     assert_same_bits,

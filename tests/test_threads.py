@@ -1,0 +1,329 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many Python threads, many workers, targets that change meanwhile, and the end of the process."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import nibblas
+from nibblas import numerics
+
+from .cases import (
+    COMPUTES,
+    TARGETS,
+    VARIANTS,
+    Variant,
+    assert_same_bits,
+    in_fresh_python,
+    random_weight,
+    random_x,
+)
+
+PYTHON_THREADS = 16
+
+
+def jobs_of_all_kinds(
+    rng: np.random.Generator,
+) -> list[tuple[Callable[[], np.ndarray], np.ndarray]]:
+    """Calls of different functions, shapes and thread counts, with their results."""
+    jobs = []
+
+    def add(call: Callable[[], np.ndarray]) -> None:
+        jobs.append((call, call()))
+
+    for variant, (rows, cols, depth), threads in zip(
+        VARIANTS * 2,
+        itertools.cycle([(1, 700, 1500), (37, 170, 523), (5, 23, 70), (200, 33, 400)]),
+        itertools.cycle([1, 2, 3, 5, None]),
+        strict=False,
+    ):
+        w = random_weight(rng, variant, (cols, depth), [32, None][len(jobs) % 2])
+        x = random_x(rng, (rows, depth))
+        for compute in COMPUTES:
+            add(
+                lambda x=x, w=w, compute=compute, threads=threads: nibblas.linear(
+                    x, w, compute=compute, num_threads=threads
+                )
+            )
+        add(lambda w=w, threads=threads: w.dequantize(num_threads=threads))
+    a = rng.integers(0, 256, (40, 300), np.uint8)
+    b = rng.integers(-128, 128, (300, 200), np.int8)
+    dense = random_x(rng, (90, 300))
+    add(lambda: nibblas.matmul_integer(a, b, 3, 4, num_threads=3))
+    add(lambda: nibblas.quantize(dense, "int4", num_threads=2).planes["codes"])
+    add(lambda: nibblas.quantize_activations(dense, num_threads=3)[0])
+    return jobs
+
+
+def run_from_many_threads(
+    jobs: list[tuple[Callable[[], np.ndarray], np.ndarray]], seconds: float
+) -> int:
+    """Every thread goes through all jobs in an order of its own, until the time is up."""
+    stop = threading.Event()
+    timer = threading.Timer(seconds, stop.set)
+    start = threading.Barrier(PYTHON_THREADS)
+
+    def go(number: int) -> int:
+        order = np.random.default_rng(number).permutation(len(jobs))
+        start.wait()
+        done = 0
+        while not stop.is_set():
+            call, expected = jobs[order[done % len(order)]]
+            assert_same_bits(call(), expected, f"thread {number}, job {order[done % len(order)]}")
+            done += 1
+        return done
+
+    timer.start()
+    try:
+        with ThreadPoolExecutor(PYTHON_THREADS) as pool:
+            return sum(pool.map(go, range(PYTHON_THREADS)))
+    finally:
+        stop.set()
+        timer.join()
+
+
+def test_concurrent_calls(rng, target):
+    done = run_from_many_threads(jobs_of_all_kinds(rng), seconds=1.5)
+    assert done >= PYTHON_THREADS
+
+
+@pytest.mark.skipif(len(TARGETS) < 2, reason="there is one target only")
+def test_target_changes_while_others_compute(rng):
+    jobs = jobs_of_all_kinds(rng)
+    stop = threading.Event()
+    changes = 0
+
+    def change() -> None:
+        nonlocal changes
+        for name in itertools.cycle(TARGETS):
+            if stop.wait(0.0005):
+                return
+            nibblas.use_target(name)
+            changes += 1
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        run_from_many_threads(jobs, seconds=3)
+    finally:
+        stop.set()
+        thread.join()
+    assert changes > 20
+
+
+def test_thread_count_changes_while_others_compute(rng):
+    jobs = jobs_of_all_kinds(rng)
+    stop = threading.Event()
+
+    def change() -> None:
+        for threads in itertools.cycle((1, 2, 3, 8)):
+            if stop.wait(0.001):
+                return
+            nibblas.set_num_threads(threads)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        run_from_many_threads(jobs, seconds=1.5)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_calls_from_threads_that_end(rng):
+    """Each thread has scratch memory of its own, which goes when it ends."""
+    w = random_weight(rng, Variant("int4", "symmetric"), (170, 523), 32)
+    x = random_x(rng, (37, 523))
+    expected = nibblas.linear(x, w)
+    results: list[np.ndarray] = []
+    for _ in range(50):
+        threads = [
+            threading.Thread(target=lambda: results.append(nibblas.linear(x, w, num_threads=2)))
+            for _ in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(results) == 200
+    for y in results:
+        assert_same_bits(y, expected)
+
+
+def test_the_gil_is_released(rng):
+    """While one thread is inside a long product, another one runs Python."""
+    w = random_weight(rng, Variant("int4", "symmetric"), (4096, 4096), 32, scale_dtype="float16")
+    x = random_x(rng, (256, 4096))
+    entered, ticks = threading.Event(), []
+
+    def work() -> None:
+        entered.set()
+        nibblas.use_target("scalar")  # some seconds of work if there were no end of it
+        nibblas.linear(x[:32], w, num_threads=1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    entered.wait()
+    while thread.is_alive():
+        ticks.append(None)
+        thread.join(0.001)
+    # The product takes at least 50 ms on any machine; without the GIL's release this thread
+    # would see it as one step.
+    assert len(ticks) > 10
+
+
+@pytest.mark.parametrize("threads", [2, 3, 64, 1000])
+def test_more_threads_than_cpus_or_tasks(threads, rng, target):
+    # 16 panels at most, so 1,000 threads find no work.
+    w = random_weight(rng, Variant("uint4", "zero_point"), (250, 523), 32)
+    x = random_x(rng, (400, 523))
+    expected = nibblas.linear(x, w, num_threads=1)
+    nibblas.set_num_threads(threads)
+    assert nibblas.get_num_threads() == threads
+    for _ in range(5):
+        assert_same_bits(nibblas.linear(x, w), expected)
+
+
+def test_too_many_threads_are_refused():
+    for threads in (2**31, 10**30, 10_000_000):
+        with pytest.raises((ValueError, OverflowError, TypeError)):
+            nibblas.set_num_threads(threads)
+    assert nibblas.get_num_threads() < 10_000_000
+
+
+# --- the end of the process
+
+
+EXIT = """
+import threading, time, numpy as np, nibblas
+rng = np.random.default_rng(0)
+w = nibblas.quantize(rng.standard_normal((700, 523), dtype=np.float32))
+x = rng.standard_normal((64, 523), dtype=np.float32)
+running = threading.Semaphore(0)
+def forever():
+    while True:
+        nibblas.linear(x, w, num_threads={workers})
+        running.release()
+for _ in range(4):
+    threading.Thread(target=forever, daemon=True).start()
+for _ in range(12):
+    running.acquire()
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("attempt", range(5))
+def test_exit_while_daemon_threads_compute(workers, attempt):
+    output = in_fresh_python(EXIT.format(workers=workers) + "print('end')")
+    assert output == "end\n"
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["import sys; sys.exit(0)", "import os; os._exit(0)", "import atexit; atexit.register(print)"],
+)
+def test_other_ways_to_end(ending):
+    in_fresh_python(EXIT.format(workers=2) + ending)
+
+
+def test_use_in_atexit_and_finalizers():
+    code = """
+import atexit, weakref, numpy as np, nibblas
+w = nibblas.quantize(np.ones((700, 523), np.float32))
+x = np.ones((64, 523), np.float32)
+expected = nibblas.linear(x, w, num_threads=3)
+def last():
+    assert np.array_equal(nibblas.linear(x, w, num_threads=3), expected)
+    print("computed")
+atexit.register(last)
+weakref.finalize(w, print, "gone")
+"""
+    assert sorted(in_fresh_python(code).split()) == ["computed", "gone"]
+
+
+# --- the environment
+
+
+@pytest.mark.parametrize("number", ["1", "3", "17"])
+def test_num_threads_of_the_environment(number):
+    code = """
+import numpy as np, nibblas
+print(nibblas.get_num_threads())
+w = nibblas.quantize(np.ones((2048, 2048), np.float32))
+print(nibblas.explain((64, 2048), w)["threads"])
+nibblas.set_num_threads(2)
+print(nibblas.get_num_threads())
+"""
+    output = in_fresh_python(code, NIBBLAS_NUM_THREADS=number).split()
+    assert output == [number, number, "2"]
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "two", "2.5", " 2", "2 ", "0x2", "99999999999999999"])
+def test_malformed_num_threads(text):
+    code = """
+import numpy as np, nibblas
+w = nibblas.quantize(np.ones((20, 64), np.float32), num_threads=1)
+for call in (nibblas.get_num_threads, lambda: nibblas.linear(np.ones((1, 64), np.float32), w)):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+nibblas.set_num_threads(2)
+print(nibblas.get_num_threads())
+"""
+    first, second, number = in_fresh_python(code, NIBBLAS_NUM_THREADS=text).splitlines()
+    assert first == second
+    assert "NIBBLAS_NUM_THREADS" in first
+    assert repr(text)[1:-1] in first
+    assert number == "2"
+
+
+@pytest.mark.parametrize("name", ["Scalar", "scalar ", "avx", "amx9000"])
+def test_malformed_target(name):
+    code = """
+import numpy as np, nibblas
+try:
+    nibblas.matmul_integer(np.ones((1, 4), np.int8), np.ones((4, 1), np.int8))
+except ValueError as error:
+    print(error)
+"""
+    message = in_fresh_python(code, NIBBLAS_TARGET=name)
+    assert "NIBBLAS_TARGET" in message
+    assert f'"{name}"' in message
+    assert all(choice in message for choice in TARGETS)
+
+
+@pytest.mark.parametrize("variable", ["NIBBLAS_TARGET", "NIBBLAS_NUM_THREADS"])
+def test_an_empty_variable(variable):
+    """As for most programs, the same as one that is not set; or an error that names it."""
+    code = """
+import nibblas
+try:
+    print(nibblas.target(), nibblas.get_num_threads())
+except ValueError as error:
+    print(error)
+"""
+    output = in_fresh_python(code, **{variable: ""})
+    assert variable in output or output.split()[0] == TARGETS[0]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_target_of_the_environment_computes_the_same(name, rng, tmp_path):
+    w = random_weight(rng, Variant("uint4", "zero_point"), (33, 150), 16)
+    x = random_x(rng, (7, 150))
+    w.save(tmp_path / "w")
+    np.save(tmp_path / "x.npy", x)
+    code = f"""
+import os, numpy as np, nibblas
+os.chdir({str(tmp_path)!r})
+assert nibblas.target() == {name!r}
+np.save("y.npy", nibblas.linear(np.load("x.npy"), nibblas.load("w")))
+"""
+    in_fresh_python(code, NIBBLAS_TARGET=name, NIBBLAS_NUM_THREADS="2")
+    assert_same_bits(np.load(tmp_path / "y.npy"), numerics.linear(x, w._raw_parts()))
