@@ -24,8 +24,8 @@ double peak(int64_t iterations) {
     acc[i.value] = T::set1_i32(i.value);
   });
   for (int64_t i = 0; i < iterations; ++i) {
-    T::hide(w);  // or the product would leave the loop
     unroll<chains>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+      T::hide(w);  // or one product would serve all chains, or leave the loop
       acc[n.value] = Dot::step(acc[n.value], w, x);
     });
   }
