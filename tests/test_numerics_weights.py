@@ -35,7 +35,7 @@ def written_rule(w, bits, offset, rule, scale_dtype):
     if offset == "min":
         lo, hi = min(w), max(w)  # of equals Python takes the first
         s = stored((hi - lo) / F32(qmax), scale_dtype)
-        m = stored(lo, scale_dtype)
+        m = stored(lo, "float32" if scale_dtype == "bfloat16" else scale_dtype)
         codes = [clamp(np.rint((v - m) / s), 0, qmax) if s else 0 for v in w]
         return codes, s, m
 
@@ -237,12 +237,13 @@ def test_huge_weights(bits, offset):
             numerics.quantize(w, **arguments, rule="absmax")
 
 
-def test_a_candidate_that_overflows_is_passed_over():
-    w = np.array([[500_000, 1, 2, 3]], F32)  # a seventh is beyond float16, an eighth is not
-    arguments = {"bits": 4, "offset": "symmetric", "group_size": None, "scale_dtype": "float16"}
-    assert numerics.quantize(w, **arguments)["scales"] == np.float16(-62_500)
+@pytest.mark.parametrize("rule", ["mse", "absmax"])
+def test_an_overflow_of_the_plain_scale_is_an_error(rule):
+    w = np.array([[500_000, 1, 2, 3]], F32)  # a seventh is beyond float16, a clipped scale is not
+    arguments = {"bits": 4, "offset": "symmetric", "group_size": None, "rule": rule}
     with pytest.raises(ValueError, match="scale overflows float16"):
-        numerics.quantize(w, **arguments, rule="absmax")
+        numerics.quantize(w, **arguments, scale_dtype="float16")
+    assert np.isfinite(numerics.quantize(w, **arguments, scale_dtype="float32")["scales"]).all()
 
 
 @every_kind

@@ -72,10 +72,10 @@ void integer_gemv_panels(const IntegerProductJob& job, int64_t panel) {
   int32_t sums[MR * NV * kPanel];
   int32_t ones[NV * kPanel] = {};
   begin_integers<T, NV>(job, panel, job.x.starts, MR, sums);
-  multiply_part<T, MR>(planes, job.x.words, rows, sums);
-  if (job.ones) {
-    begin_integers<T, NV>(job, panel, job.ones->starts, 1, ones);
-    multiply_part<T, 1>(planes, job.ones->words, rows, ones);
+  if (job.ones) begin_integers<T, NV>(job, panel, job.ones->starts, 1, ones);
+  if (rows > 0) {  // a tile takes at least one
+    multiply_part<T, MR>(planes, job.x.words, rows, sums);
+    if (job.ones) multiply_part<T, 1>(planes, job.ones->words, rows, ones);
   }
   store_integers<T>(job, panel, NV, 0, MR, sums, ones);
 }
