@@ -85,33 +85,33 @@ inline TileRows advance(TileRows x, int m, int64_t words, int64_t segment) {
           offset(x.sums, segment * m)};
 }
 
-// Adds the finished sums of one segment to acc, for all rows of the tiles.
-template <class T, int MR, class Source>
-NIBBLAS_NOINLINE void combine_segment(const Source& w, TileRows x, int64_t g, const int32_t* sums,
-                                      float* acc) {
+// Adds the finished sums of one segment to acc, for the m rows of a tile.
+template <class T, class Source>
+NIBBLAS_NOINLINE void combine_segment(const Source& w, TileRows x, int m, int64_t g,
+                                      const int32_t* sums, float* acc) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
   for (int n = 0; n < NV; ++n) {
     const auto scale = w.scale(n, g);
-    for (int m = 0; m < MR; ++m) {
-      const int at = (m * NV + n) * kPanel;
-      const float a = Ops::kFloat ? 0.0f : x.scales[m];
+    for (int row = 0; row < m; ++row) {
+      const int at = (row * NV + n) * kPanel;
+      const float a = Ops::kFloat ? 0.0f : x.scales[row];
       auto sum = Ops::combine(Ops::load_sum(sums + at), a, scale, T::load(acc + at));
       if constexpr (Source::kKind == OffsetKind::mins) {
-        sum = T::fma(T::set1(x.sums[m]), w.min(n, g), sum);
+        sum = T::fma(T::set1(x.sums[row]), w.min(n, g), sum);
       }
       T::store(acc + at, sum);
     }
   }
 }
 
-template <class T, int MR, class Source>
-NIBBLAS_NOINLINE void begin_segment(const Source& w, TileRows x, int32_t* sums) {
+template <class Source>
+NIBBLAS_NOINLINE void begin_segment(const Source& w, TileRows x, int m, int32_t* sums) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
-  for (int m = 0; m < MR; ++m) {
+  for (int row = 0; row < m; ++row) {
     for (int n = 0; n < NV; ++n) {
-      Ops::store_sum(sums + (m * NV + n) * kPanel, first_sum(w, x.starts, m, n));
+      Ops::store_sum(sums + (row * NV + n) * kPanel, first_sum(w, x.starts, row, n));
     }
   }
 }
@@ -170,17 +170,18 @@ void gemm_short_groups(const ProductJob& job, int64_t panel, int64_t row0, int64
 }
 
 // Operands of `depth` codes from k on, for tiles that need no scales: expanded into the block, or
-// the plane itself where its rows are operands as they stand.
+// the plane itself where its rows are operands as they stand. Only float32 operands differ by the
+// kind of offset, and that is gone once they are expanded.
 template <class T, class Split, OffsetKind kOffset, int NV>
 NIBBLAS_INLINE auto operands(const Weight& w, int64_t panel, int64_t k, int64_t depth,
                              const Block& block) {
   if constexpr (Split::kParts == 1) {
-    PlaneSource<T, Split, kOffset, NV> planes(w, panel);
+    PlaneSource<T, Split, OffsetKind::constant, NV> planes(w, panel);
     planes.codes += plane_rows(k, w.bits) * kRowBytes;
     return planes;
   } else {
     expand_block<T, Split, kOffset, NV>(w, panel, k, depth, false, block);
-    return BlockSource<T, typename Split::Ops, kOffset, NV>(block);
+    return BlockSource<T, typename Split::Ops, OffsetKind::constant, NV>(block);
   }
 }
 
@@ -197,8 +198,8 @@ void gemm_long_groups(const ProductJob& job, int64_t panel, int64_t row0, int64_
     const int64_t g = w.per_channel ? 0 : segment;
     planes.begin_group(g);
     for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
-      begin_segment<T, m.value>(planes, advance(x, m.value, 0, segment),
-                                s.sums + (row - row0) * NV * kPanel);
+      begin_segment(planes, advance(x, m.value, 0, segment), m.value,
+                    s.sums + (row - row0) * NV * kPanel);
     });
     for (int64_t k = begin; k < end; k += kDepthBlock<Ops>) {
       const int64_t depth = smaller(kDepthBlock<Ops>, end - k);
@@ -212,8 +213,8 @@ void gemm_long_groups(const ProductJob& job, int64_t panel, int64_t row0, int64_
     }
     for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
       const int64_t at = (row - row0) * NV * kPanel;
-      combine_segment<T, m.value>(planes, advance(x, m.value, 0, segment), g, s.sums + at,
-                                  s.acc + at);
+      combine_segment<T>(planes, advance(x, m.value, 0, segment), m.value, g, s.sums + at,
+                         s.acc + at);
     });
   }
 }
