@@ -68,6 +68,29 @@ assert child_is_right(2) and child_is_right(7)
     in_fresh_python(PREPARE + EXPECTED + code)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="counts threads in /proc")
+def test_the_child_has_workers_of_its_own():
+    """It would get right results without any, from its one thread."""
+    code = """
+def workers():
+    names = []
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/comm") as file:
+            names.append(file.read().strip())
+    return names.count("nibblas")
+def soon(number):  # a thread gives itself its name, when it first runs
+    end = time.monotonic() + 10
+    while workers() != number and time.monotonic() < end:
+        time.sleep(0.001)
+    return workers() == number
+def grows(threads):
+    return workers() == 0 and right(threads) and soon(threads - 1)
+assert soon(2)
+assert child_is_right(3, grows) and child_is_right(2, grows)
+"""
+    in_fresh_python(PREPARE + EXPECTED + code)
+
+
 def test_children_of_children():
     code = """
 def three(threads, left=3):

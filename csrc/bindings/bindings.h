@@ -6,8 +6,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <chrono>
 #include <exception>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -50,8 +52,18 @@ ScaleType scale_type_of(const py::array& plane, const char* name);
 Compute parse_compute(const std::string& name);
 Activation parse_activation(const py::object& name);
 
-// Runs f without the GIL. Not a destructor takes it back: at interpreter exit that call ends the
-// thread by unwinding it, which may not pass through a destructor.
+// Takes the GIL back. Once the interpreter is gone this ends the thread instead, and glibc does so by
+// unwinding its stack: through objects that hold references, in an interpreter that is no more. So
+// such a thread stops here until the process ends.
+inline void take_gil(PyThreadState* state) {
+  try {
+    PyEval_RestoreThread(state);
+  } catch (...) {
+    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+  }
+}
+
+// Runs f without the GIL.
 template <class F>
 void without_gil(const F& f) {
   std::exception_ptr error;
@@ -61,7 +73,7 @@ void without_gil(const F& f) {
   } catch (const std::exception&) {
     error = std::current_exception();
   }
-  PyEval_RestoreThread(state);
+  take_gil(state);
   if (error) std::rethrow_exception(error);
 }
 
