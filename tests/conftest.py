@@ -23,8 +23,8 @@ import nibblas
 TARGETS = tuple(nibblas.available_targets())
 
 # "ci" is the default: the same examples in every run, so that a failure is everybody's failure.
-# HYPOTHESIS_PROFILE=explore looks for new ones. Kernels take no state from one example to the next,
-# so a fixture set up once for all examples (`target`) is right.
+# HYPOTHESIS_PROFILE=explore looks for new ones, "quick" takes fewer of the same ones. Kernels take
+# no state from one example to the next, so a fixture set up once for all (`target`) is right.
 _common = {
     "deadline": None,
     "print_blob": True,
@@ -35,6 +35,7 @@ _common = {
     ],
 }
 hypothesis.settings.register_profile("ci", derandomize=True, max_examples=50, **_common)
+hypothesis.settings.register_profile("quick", derandomize=True, max_examples=10, **_common)
 hypothesis.settings.register_profile("explore", max_examples=2000, **_common)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

@@ -1,118 +1,226 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and results of earlier builds: the committed bits are still what comes out.
+"""Files and results of earlier builds are those of this one (see tools/make_golden.py).
 
-Each folder of tests/golden was written by tools/make_golden.py for one format and contract version.
+Each folder of tests/golden was written once, by some version, and is not changed afterwards.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import ModuleType
+from typing import Any
 
-import numpy as np
 import pytest
 
 import nibblas
-from nibblas import _nibblas
-from nibblas.io import packed
+from nibblas import _nibblas, numerics
+from nibblas.io.packed import FORMAT_VERSION
+from nibblas.schemes import LAYOUT_VERSION, SCHEMES
 
 from .cases import assert_same_bits
 
-FOLDERS = sorted(path for path in (Path(__file__).parent / "golden").iterdir() if path.is_dir())
+ROOT = Path(__file__).parent / "golden"
+FOLDERS = sorted(path.parent for path in ROOT.glob("*/manifest.json"))
+MOST_BYTES = 200_000  # of all folders together: they are in every clone and sdist for ever
+
+every_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
-class Golden(NamedTuple):
-    folder: Path
-    manifest: dict[str, Any]
-    weights: dict[str, nibblas.PackedWeight]
-    values: dict[str, np.ndarray]
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
 
-@pytest.fixture(scope="module", params=FOLDERS, ids=lambda path: path.name)
-def golden(request: pytest.FixtureRequest) -> Golden:
-    folder = request.param
-    return Golden(
-        folder,
-        json.loads((folder / "manifest.json").read_text(encoding="utf-8")),
-        nibblas.load(folder / "weights.safetensors"),
-        nibblas.load(folder / "values.safetensors"),
-    )
+def tensors_of(folder: Path) -> dict[str, Any]:
+    return nibblas.load(folder / manifest_of(folder)["file"])
 
 
-def test_there_is_a_folder_of_the_current_versions():
-    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in FOLDERS]
-    current = {
-        "format_version": packed.FORMAT_VERSION,
-        "layout_version": _nibblas.LAYOUT_VERSION,
-        "contract_version": _nibblas.CONTRACT_VERSION,
-    }
-    assert any(current.items() <= manifest.items() for manifest in manifests)
+def weights_of(folder: Path) -> list[tuple[str, dict[str, Any], nibblas.PackedWeight]]:
+    tensors = tensors_of(folder)
+    return [(name, how, tensors[name]) for name, how in manifest_of(folder)["weights"].items()]
 
 
-def test_linear_gives_the_committed_bits(golden, target):
-    if golden.manifest["contract_version"] != _nibblas.CONTRACT_VERSION:
-        pytest.skip("results of another contract version")
-    names = [name for name in golden.values if name.startswith("linear.")]
-    assert len(names) == 2 * len(golden.weights)
-    for name in names:
-        _, weight, compute, activation = name.split(".")
-        for threads in (1, 2):
-            y = nibblas.linear(
-                golden.values["x"],
-                golden.weights[weight],
-                golden.values["bias"],
-                compute=compute,
-                activation=activation,
-                num_threads=threads,
-            )
-            assert_same_bits(y, golden.values[name], (name, threads))
+def needs_same_contract(folder: Path) -> None:
+    version = manifest_of(folder)["contract_version"]
+    if version != _nibblas.CONTRACT_VERSION:
+        pytest.skip(f"results of contract version {version}; the file itself still has to load")
 
 
-def test_dequantize_gives_the_committed_bits(golden, target):
-    for name, w in golden.weights.items():
-        assert_same_bits(w.dequantize(), golden.values[f"dequantize.{name}"], name)
+def test_there_are_golden_files_of_this_version():
+    assert FOLDERS
+    versions = [
+        (m["format_version"], m["layout_version"], m["contract_version"])
+        for m in map(manifest_of, FOLDERS)
+    ]
+    assert (FORMAT_VERSION, LAYOUT_VERSION, _nibblas.CONTRACT_VERSION) in versions
+    assert (1, 1, 1) in versions
+    assert numerics.CONTRACT_VERSION == _nibblas.CONTRACT_VERSION
+    assert _nibblas.LAYOUT_VERSION == LAYOUT_VERSION
+    weights = [how for f in FOLDERS for how in manifest_of(f)["weights"].values()]
+    seen = {how["quantize"]["scheme"] for how in weights}
+    assert seen == set(SCHEMES), "tools/make_golden.py --schemes makes a folder for a new scheme"
 
 
-def test_activations_give_the_committed_bits(golden, target):
-    if golden.manifest["contract_version"] != _nibblas.CONTRACT_VERSION:
-        pytest.skip("results of another contract version")
-    names = [name for name in golden.values if name.startswith("activation.")]
-    assert names
-    for name in names:
-        y = _nibblas.activate(golden.values["activation"], name.split(".")[1])
-        assert_same_bits(y, golden.values[name], name)
+def test_golden_files_are_small():
+    assert sum(p.stat().st_size for p in ROOT.rglob("*") if p.is_file()) < MOST_BYTES
 
 
-def test_quantize_gives_the_committed_planes(golden, target):
-    if golden.manifest["contract_version"] != _nibblas.CONTRACT_VERSION:
-        pytest.skip("results of another contract version")
-    for name, arguments in golden.manifest["quantized"].items():
-        w = nibblas.quantize(golden.values["weight"], **arguments)
-        expected = golden.weights[name].planes
-        assert w.planes.keys() == expected.keys()
-        for plane, array in expected.items():
-            assert_same_bits(w.planes[plane], array, (name, plane))
+@every_folder
+def test_files_are_as_committed(folder):
+    """The checksum tells a changed golden file from a changed result."""
+    manifest = manifest_of(folder)
+    found = hashlib.sha256((folder / manifest["file"]).read_bytes()).hexdigest()
+    assert found == manifest["file_sha256"]
 
 
-def test_a_file_written_again_is_the_same_file(golden, tmp_path):
-    if golden.manifest["format_version"] != packed.FORMAT_VERSION:
-        pytest.skip("a file of another format version")
-    for name, content in (("weights", golden.weights), ("values", golden.values)):
-        again = tmp_path / f"{name}.safetensors"
-        nibblas.save(again, content)
-        assert again.read_bytes() == (golden.folder / again.name).read_bytes()
+@every_folder
+def test_quantizing_gives_the_file_again(folder, target, tmp_path):
+    manifest, tensors = manifest_of(folder), tensors_of(folder)
+    again = dict(tensors)
+    for name, how, w in weights_of(folder):
+        made = nibblas.quantize(tensors["dense"], **how["quantize"])
+        assert made.planes.keys() == w.planes.keys()
+        if manifest["contract_version"] == _nibblas.CONTRACT_VERSION:
+            for plane, values in w.planes.items():
+                assert_same_bits(made.planes[plane], values, (name, plane))
+            again[name] = made
+        packed = nibblas.pack(**w.unpack())
+        for plane, values in w.planes.items():
+            assert_same_bits(packed.planes[plane], values, (name, plane))
+        if how["quantize"]["group_size"] is None:  # by turns, so that both are written
+            again[name] = packed
+    nibblas.save(tmp_path / "again", {name: again[name] for name in manifest["tensors"]})
+    if (manifest["format_version"], manifest["layout_version"]) == (FORMAT_VERSION, LAYOUT_VERSION):
+        committed = (folder / manifest["file"]).read_bytes()
+        assert (tmp_path / "again").read_bytes() == committed
+
+
+@every_folder
+def test_planes_are_the_written_layout(folder):
+    for name, _, w in weights_of(folder):
+        scheme, parts = SCHEMES[w.scheme], w._raw_parts()
+        planes = numerics.pack_planes(parts["codes"], scheme.bits, w.group_size)
+        for plane, same in zip(scheme.code_planes, planes, strict=True):
+            assert_same_bits(w.planes[plane], same, name)
+
+
+@every_folder
+def test_outputs(folder, target):
+    needs_same_contract(folder)
+    tensors = tensors_of(folder)
+    x = tensors["x"]
+    for name, how, w in weights_of(folder):
+        bias = tensors["bias"] if how["bias"] else None
+        for compute in ("int8", "float32"):
+            expected = tensors[f"{name}/{compute}"]
+            y = nibblas.linear(x, w, bias, compute=compute, activation=how["activation"])
+            assert_same_bits(y, expected, (name, compute))
+            for row in range(len(x)):
+                y = nibblas.linear(x[row], w, bias, compute=compute, activation=how["activation"])
+                assert_same_bits(y, expected[row], (name, compute, row))
+        half = nibblas.linear(x, w, bias, activation=how["activation"], dtype="float16")
+        assert_same_bits(half, tensors[f"{name}/float16"], name)
+
+
+@every_folder
+def test_outputs_of_the_reference(folder):
+    """The contract in NumPy is the same, too: results cannot move both at once unseen."""
+    needs_same_contract(folder)
+    tensors = tensors_of(folder)
+    for name, how, w in weights_of(folder):
+        bias = tensors["bias"] if how["bias"] else None
+        for compute in ("int8", "float32"):
+            y = numerics.linear(tensors["x"], w._raw_parts(), bias, compute, how["activation"])
+            assert_same_bits(y, tensors[f"{name}/{compute}"], (name, compute))
+
+
+@every_folder
+def test_dequantize(folder, target):
+    needs_same_contract(folder)
+    for name, how, w in weights_of(folder):
+        found = hashlib.sha256(w.dequantize().tobytes()).hexdigest()
+        assert found == how["dequantized_sha256"], name
+
+
+@every_folder
+def test_activations(folder, target):
+    needs_same_contract(folder)
+    tensors = tensors_of(folder)
+    for group in manifest_of(folder)["groups"]:
+        key = "channel" if group is None else f"g{group}"
+        codes, scales = nibblas.quantize_activations(tensors["x"], group)
+        assert_same_bits(codes, tensors[f"activation-codes/{key}"], key)
+        assert_same_bits(scales, tensors[f"activation-scales/{key}"], key)
+    functions = [name for name in tensors if name.startswith("activation/")]
+    assert functions
+    for name in functions:
+        found = _nibblas.activate(tensors["z"], name.removeprefix("activation/"))
+        assert_same_bits(found, tensors[name], name)
 
 
 @pytest.mark.parametrize("field", ["format_version", "layout_version"])
-def test_a_newer_file_is_refused(golden, tmp_path, field):
-    data = (golden.folder / "weights.safetensors").read_bytes()
-    now = f'\\"{field}\\":{golden.manifest[field]}'.encode()
-    spaced = now.replace(b":", b": ")
-    found = now if now in data else spaced
-    assert data.count(found) == 1
-    newer = found[:-1] + str(golden.manifest[field] + 1).encode()
+@every_folder
+def test_a_newer_file_is_refused(folder, field, tmp_path):
+    manifest = manifest_of(folder)
+    content = (folder / manifest["file"]).read_bytes()
     path = tmp_path / "newer.safetensors"
-    path.write_bytes(data.replace(found, newer))
-    with pytest.raises(ValueError, match=rf"newer\.safetensors.*{field}"):
-        nibblas.load(path)
+
+    def with_version(version: int) -> Path:
+        old = rf"\"{field}\":{manifest[field]}".encode()  # JSON inside of a JSON string
+        assert content.count(old) == 1
+        path.write_bytes(content.replace(old, rf"\"{field}\":{version}".encode()))
+        return path
+
+    nibblas.load(with_version(manifest[field]))
+    with pytest.raises(ValueError, match=rf"{field} is 9, .* a newer nibblas"):
+        nibblas.load(with_version(9))
+    with pytest.raises(ValueError, match=rf"{field}: expected"):
+        nibblas.load(with_version(0))
+
+
+# --- the tool
+
+
+@pytest.fixture(scope="module")
+def make_golden() -> ModuleType:
+    path = Path(__file__).parents[1] / "tools" / "make_golden.py"
+    spec = importlib.util.spec_from_file_location("make_golden", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tool_makes_the_same_files_again(make_golden, tmp_path, capsys):
+    assert make_golden.main([str(tmp_path / "new")]) == 0
+    assert "bytes" in capsys.readouterr().out
+    current = [
+        folder
+        for folder in FOLDERS
+        if manifest_of(folder)["contract_version"] == _nibblas.CONTRACT_VERSION
+        and manifest_of(folder)["format_version"] == FORMAT_VERSION
+    ]
+    new = manifest_of(tmp_path / "new")
+    tensors = tensors_of(tmp_path / "new")
+    assert current
+    for folder in current:
+        for name, how in manifest_of(folder)["weights"].items():
+            quantize = how["quantize"]
+            made = nibblas.quantize(tensors["dense"], **quantize)
+            for plane, values in tensors_of(folder)[name].planes.items():
+                assert_same_bits(made.planes[plane], values, name)
+    assert set(new["weights"]) == {n for f in current for n in manifest_of(f)["weights"]}
+
+
+def test_the_tool_overwrites_nothing_unasked(make_golden, tmp_path, capsys):
+    folder = tmp_path / "golden"
+    assert make_golden.main([str(folder), "--schemes", "int8"]) == 0
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert len(before) == 2
+    assert make_golden.main([str(folder), "--schemes", "int4"]) == 1
+    assert "--force" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert make_golden.main([str(folder), "--schemes", "int4", "--force"]) == 0
+    assert manifest_of(folder)["weights"].keys() != json.loads(before["manifest.json"])["weights"]
+    assert all("int4" in name for name in manifest_of(folder)["weights"])

@@ -1,97 +1,171 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the golden files of the current format and contract versions.
+"""Write golden outputs: a small packed file and, in the same file, the results it must give.
 
-    python tools/make_golden.py tests/golden/v1
+    python tools/make_golden.py tests/golden/NAME [--schemes int4,uint4] [--force]
 
-They are made once for a version and then hold every later build to it (tests/test_golden.py), so an
-existing folder is left alone unless --force is given. Made on any machine they are the same bytes.
+The folder NAME gets `golden.safetensors` and `manifest.json`. tests/test_golden.py checks every
+such folder: that the file loads, that quantizing gives its planes again, and that each target gives
+its outputs, bit for bit. Golden files are never changed: a new scheme gets a folder of its own, and
+so does a new version of the format, the layout or the contract (docs/versioning.md), beside those
+of the older versions. That is why an existing folder is only overwritten with --force.
+
+Everything here is computed by `nibblas.numerics`, the written contract, on the planes that the
+scalar target made; the tests compare both with it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import nibblas
-from nibblas import _nibblas
-from nibblas.io import packed
+from nibblas import numerics
+from nibblas._nibblas import CONTRACT_VERSION
+from nibblas.io.packed import FORMAT_VERSION
+from nibblas.schemes import LAYOUT_VERSION, SCHEMES
 
-COLS, DEPTH = 19, 150  # two panels, the second with a tail; whole groups and a part of one
-ROWS = 7  # more than one tile on every target
-ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu")
+FILE, MANIFEST = "golden.safetensors", "manifest.json"
 
-QUANTIZED: dict[str, dict[str, Any]] = {
-    "int8": {"scheme": "int8"},
-    "int8_g32": {"scheme": "int8", "group_size": 32},
-    "uint8_g16": {"scheme": "uint8", "group_size": 16},
-    "uint8_min": {"scheme": "uint8", "group_size": None, "offset": "min"},
-    "int4": {"scheme": "int4", "group_size": None},
-    "int4_g32": {"scheme": "int4", "group_size": 32},
-    "int4_g64_absmax": {
-        "scheme": "int4",
-        "group_size": 64,
-        "rule": "absmax",
-        "scale_dtype": "bfloat16",
-    },
-    "uint4_g32": {"scheme": "uint4", "group_size": 32},
-    "uint4_g16_min": {"scheme": "uint4", "group_size": 16, "offset": "min"},
-}
-"""Name of each weight, and how `quantize` made it."""
+# Two panels, of which the second is short; a depth with tails of every group and of 64.
+COLS, DEPTH, ROWS = 19, 150, 5
+GROUPS = (None, 16, 64)
+COMPUTES = ("int8", "float32")
 
 
-def main() -> None:
-    """Write weights.safetensors, values.safetensors and manifest.json."""
+class Recipe(NamedTuple):
+    """The arguments with which `quantize` makes a weight from the dense matrix."""
+
+    scheme: str
+    group_size: int | None
+    rule: str
+    scale_dtype: str
+    offset: str
+
+    @property
+    def name(self) -> str:
+        group = "channel" if self.group_size is None else f"g{self.group_size}"
+        return f"{self.scheme}-{self.offset}-{group}-{self.scale_dtype}-{self.rule}"
+
+
+def recipes(schemes: list[str]) -> Iterator[Recipe]:
+    """Each offset with each group size; types and rules take turns."""
+    turn = 0
+    for name in schemes:
+        scheme = SCHEMES[name]
+        for offset in scheme.offsets:
+            for group in GROUPS:
+                rule = scheme.rules[turn % len(scheme.rules)]
+                scale_dtype = scheme.scale_types[turn % len(scheme.scale_types)]
+                yield Recipe(name, group, rule, scale_dtype, offset)
+                turn += 1
+
+
+def inputs() -> dict[str, np.ndarray]:
+    """The dense matrix, activations and bias: from integers, so the same with every NumPy."""
+
+    def noise(seed: int, count: int) -> np.ndarray:
+        # Sums of four bytes of a hash: near enough to a bell, in steps of 1 / 128.
+        digest = hashlib.shake_128(seed.to_bytes(4, "little")).digest(4 * count)
+        four = np.frombuffer(digest, np.uint8).reshape(count, 4).astype(np.int64)
+        return ((four.sum(axis=1) - 510) / 128).astype(np.float32)
+
+    dense = noise(1, COLS * DEPTH).reshape(COLS, DEPTH)
+    dense *= np.float32(2) ** -np.arange(COLS, dtype=np.float32)[:, None]
+    dense[3, 5] = 11.0  # an outlier
+    dense[4, :80] = 0.0  # groups of zeros
+    dense[5] = np.abs(dense[5])
+    x = noise(2, ROWS * DEPTH).reshape(ROWS, DEPTH)
+    x[1] *= np.float32(1e-3)
+    x[2] *= np.float32(2e4)
+    x[3, 32:] = 0.0
+    x[4, 0], x[4, 20], x[4, 149] = np.float32(1e-40), np.float32(np.inf), np.float32(-0.0)
+    ends = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45, -1e-38, 3e38, -88.7], np.float32)
+    return {
+        "dense": dense,
+        "x": x,
+        "bias": noise(3, COLS),
+        "z": np.concatenate([ends, 5 * noise(4, 247)]),  # for the activations
+    }
+
+
+def golden(schemes: list[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors of the file, and the part of the manifest that describes the weights."""
+    given = inputs()
+    tensors: dict[str, Any] = dict(given)
+    described: dict[str, Any] = {}
+    for number, recipe in enumerate(recipes(schemes)):
+        w = nibblas.quantize(given["dense"], **recipe._asdict())
+        parts = w._raw_parts()
+        # Outputs: with a bias and each activation by turns; one of them in a 16-bit type.
+        names = (None, *numerics.ACTIVATIONS)
+        activation = names[number % len(names)]
+        bias = given["bias"] if number % 2 else None
+        for compute in COMPUTES:
+            y = numerics.linear(given["x"], parts, bias, compute, activation)
+            tensors[f"{recipe.name}/{compute}"] = y
+        half = numerics.linear(given["x"], parts, bias, "int8", activation, np.float16)
+        tensors[f"{recipe.name}/float16"] = half
+        tensors[recipe.name] = w
+        described[recipe.name] = {
+            "quantize": recipe._asdict(),
+            "activation": activation,
+            "bias": bias is not None,
+            "dequantized_sha256": digest(numerics.dequantize(parts)),
+        }
+    for group in GROUPS:
+        codes, scales = numerics.quantize_activations(given["x"], group)
+        key = "channel" if group is None else f"g{group}"
+        tensors[f"activation-codes/{key}"], tensors[f"activation-scales/{key}"] = codes, scales
+    for name, function in numerics.ACTIVATIONS.items():
+        tensors[f"activation/{name}"] = numerics.canonical_nan(function(given["z"]))
+    return tensors, described
+
+
+def digest(array: np.ndarray) -> str:
+    """SHA-256 of an array's bytes in C order."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--force", action="store_true", help="replace what is there")
-    arguments = parser.parse_args()
-    folder: Path = arguments.folder
-    if folder.exists() and any(folder.iterdir()) and not arguments.force:
-        parser.error(f"{folder} is not empty: golden files are only replaced with --force")
-    folder.mkdir(parents=True, exist_ok=True)
-
-    rng = np.random.default_rng(20261124)
-    size = 2.0 ** rng.integers(-8, 8, (ROWS, 1))
-    values = {
-        "weight": rng.standard_normal((COLS, DEPTH)).astype(np.float32),
-        "x": (rng.standard_normal((ROWS, DEPTH)) * size).astype(np.float32),
-        "bias": rng.standard_normal(COLS).astype(np.float32),
-    }
-    weights = {
-        name: nibblas.quantize(values["weight"], **arguments)
-        for name, arguments in QUANTIZED.items()
-    }
-    order = rng.permutation(DEPTH).astype(np.int32)
-    parts = weights["int4_g32"].unpack()
-    weights["int4_g32_ordered"] = nibblas.pack(**{**parts, "input_order": order})
-
-    values |= {f"dequantize.{name}": w.dequantize() for name, w in weights.items()}
-    for i, (name, w) in enumerate(weights.items()):
-        for compute in ("int8", "float32"):
-            activation = ACTIVATIONS[i % len(ACTIVATIONS)]
-            y = nibblas.linear(
-                values["x"], w, values["bias"], compute=compute, activation=activation
-            )
-            values[f"linear.{name}.{compute}.{activation}"] = y
-    line = np.linspace(-20, 20, 801, dtype=np.float32)
-    values |= {f"activation.{name}": _nibblas.activate(line, name) for name in ACTIVATIONS}
-    values["activation"] = line
-
-    nibblas.save(folder / "weights.safetensors", weights)
-    nibblas.save(folder / "values.safetensors", values)
+    parser.add_argument("--schemes", default=",".join(SCHEMES), help="names, with commas between")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing folder")
+    options = parser.parse_args(arguments)
+    if not options.force and any((options.folder / name).exists() for name in (FILE, MANIFEST)):
+        print(
+            f"{options.folder} has golden files already. They hold results that must not change; "
+            "make a new folder, or give --force if you know why these were wrong",
+            file=sys.stderr,
+        )
+        return 1
+    with nibblas.use_target("scalar"):
+        tensors, described = golden(options.schemes.split(","))
+    options.folder.mkdir(parents=True, exist_ok=True)
+    path = options.folder / FILE
+    nibblas.save(path, tensors)
     manifest = {
-        "format_version": packed.FORMAT_VERSION,
-        "layout_version": _nibblas.LAYOUT_VERSION,
-        "contract_version": _nibblas.CONTRACT_VERSION,
-        "quantized": QUANTIZED,
+        "format_version": FORMAT_VERSION,
+        "layout_version": LAYOUT_VERSION,
+        "contract_version": CONTRACT_VERSION,
+        "file": FILE,
+        "file_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "groups": GROUPS,
+        "tensors": list(tensors),
+        "weights": described,
     }
-    text = json.dumps(manifest, indent=2) + "\n"
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    text = json.dumps(manifest, indent=1) + "\n"
+    (options.folder / MANIFEST).write_text(text, encoding="utf-8")
+    print(f"{path}: {path.stat().st_size:,} bytes, {len(described)} weights")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

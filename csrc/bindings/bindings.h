@@ -6,14 +6,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <chrono>
 #include <exception>
 #include <string>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "ops/ops.h"
+#include "runtime/thread.h"
 
 namespace nibblas {
 
@@ -52,14 +51,14 @@ ScaleType scale_type_of(const py::array& plane, const char* name);
 Compute parse_compute(const std::string& name);
 Activation parse_activation(const py::object& name);
 
-// Takes the GIL back. Once the interpreter is gone this ends the thread instead, and glibc does so by
-// unwinding its stack: through objects that hold references, in an interpreter that is no more. So
-// such a thread stops here until the process ends.
+// Takes the GIL back. Once the interpreter is gone this ends the thread instead, and glibc does so
+// by unwinding its stack: through objects that hold references, in an interpreter that is no more.
+// So such a thread stops here until the process ends.
 inline void take_gil(PyThreadState* state) {
   try {
     PyEval_RestoreThread(state);
   } catch (...) {
-    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    sleep_forever();
   }
 }
 

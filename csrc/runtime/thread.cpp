@@ -2,6 +2,7 @@
 #include "runtime/thread.h"
 
 #if defined(_WIN32)
+#include <chrono>
 #include <system_error>
 #include <thread>
 #else
@@ -74,5 +75,9 @@ bool at_fork_in_child(void (*handler)()) {
 }
 
 #endif
+
+void sleep_forever() {
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
 
 }  // namespace nibblas

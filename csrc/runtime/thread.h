@@ -10,4 +10,7 @@ bool start_thread(void (*run)(void*), void* argument);
 // Calls `handler` in the child of every fork from now on; false if it cannot be arranged.
 bool at_fork_in_child(void (*handler)());
 
+// Stops the calling thread until the process ends.
+[[noreturn]] void sleep_forever();
+
 }  // namespace nibblas
