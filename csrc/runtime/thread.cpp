@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/thread.h"
 
-#if defined(_WIN32)
 #include <chrono>
-#include <system_error>
 #include <thread>
+
+#if defined(_WIN32)
+#include <system_error>
 #else
 #include <pthread.h>
 #include <signal.h>
