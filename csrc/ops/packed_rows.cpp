@@ -60,7 +60,8 @@ PackedRows allocate_rows(const Tile& tile, const Weight& w, Compute compute, int
   const bool segmented = w.per_channel && compute == Compute::int8;
   x.segment = segmented ? std::min(w.depth_padded, kSegment) : w.group;
   x.segments = x.segment ? ceil_div(w.depth_padded, x.segment) : 0;
-  const size_t parameters = static_cast<size_t>(rows * x.segments);
+  // Integer products have one start a row, also where there is no depth.
+  const size_t parameters = static_cast<size_t>(rows * std::max<int64_t>(x.segments, 1));
   x.words = scratch.get<int32_t>(static_cast<size_t>(rows * x.row_words));
   x.scales = scratch.get<float>(parameters);
   x.starts = scratch.get<int32_t>(parameters);
