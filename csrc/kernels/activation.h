@@ -129,8 +129,13 @@ struct ActivationMath {
   }
 
   // f(x) of the head of this file. -0 - 0 is -0, so every result has the sign of x.
+  // (The choice between x and -0 is made of bits: Clang 14 makes a maximum of a compare and select,
+  // which loses the sign of a zero. A NaN of either sign is in the tail as well.)
   static F32 without_tail(F32 x, F32 tail) {
-    return T::sub(T::select(T::lt(x, T::zero_f32()), T::set1(-0.0f), x), tail);
+    const I32 magnitude = T::set1_i32(0x7fffffff);
+    const I32 negative = T::and_i32(T::template sar<31>(T::bits(x)), magnitude);
+    const I32 kept = T::xor_i32(negative, T::set1_i32(-1));  // all bits, or the sign alone
+    return T::sub(T::from_bits(T::and_i32(T::bits(x), kept)), tail);
   }
 
   // t * exp(s) / (1 + exp(s)) for s <= 0.
