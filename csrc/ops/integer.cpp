@@ -156,9 +156,9 @@ void matmul_integer(const Array& a, const Array& b, const ZeroPoints& a_zero,
   const int64_t bytes = w.panels * plane_rows(w.depth_padded, 8) * kRowBytes;
   job.planes[0] = scratch.get<uint8_t>(static_cast<size_t>(bytes));
   w.slice[0] = {job.planes[0], 8};
-  const KernelTable& kernels = active_kernels();
+  const ConversionTable& conversions = active_conversions();
   const int pack_threads = bytes < (int64_t{1} << 18) ? 1 : thread_count(threads);
-  parallel_for(w.panels, pack_threads, [&](int64_t panel, int) { kernels.pack(job, panel); });
+  parallel_for(w.panels, pack_threads, [&](int64_t panel, int) { conversions.pack(job, panel); });
   matmul_integer(a, w, is_signed ? kSignedCenter : 0, a_zero, b_zero, c, threads);
 }
 

@@ -26,16 +26,16 @@ void quantize_weight(const Array& weight, QuantizeJob job, int threads) {
   std::vector<int64_t> offsets;
   job.weight = as_matrix(weight, offsets);
   job.type = float_type(weight.dtype);
-  const KernelTable& kernels = active_kernels();
+  const ConversionTable& conversions = active_conversions();
   const int64_t panels = (job.cols + kPanel - 1) / kPanel;
   const int wanted = threads_for(job.cols * job.depth * 4, threads);
-  const size_t bytes = aligned(kernels.quantize_scratch(job.depth_padded));
+  const size_t bytes = aligned(conversions.quantize_scratch(job.depth_padded));
   Scratch scratch;
   char* memory = scratch.get<char>(bytes * static_cast<size_t>(wanted));
   std::atomic<int> worst{0};
   parallel_for(panels, wanted, [&](int64_t panel, int thread) {
     const int result = static_cast<int>(
-        kernels.quantize(job, panel, memory + bytes * static_cast<size_t>(thread)));
+        conversions.quantize(job, panel, memory + bytes * static_cast<size_t>(thread)));
     int seen = worst.load(std::memory_order_relaxed);
     // NaN and infinity are the complaint to make, whichever panel came first.
     while (result != 0 && (seen == 0 || result < seen) &&
@@ -55,26 +55,26 @@ void quantize_weight(const Array& weight, QuantizeJob job, int threads) {
 void pack_codes(const Array& codes, PackJob job, int threads) {
   std::vector<int64_t> offsets;
   job.codes = as_matrix(codes, offsets);
-  const KernelTable& kernels = active_kernels();
+  const ConversionTable& conversions = active_conversions();
   const int64_t panels = (job.cols + kPanel - 1) / kPanel;
   parallel_for(panels, threads_for(job.cols * job.depth, threads),
-               [&](int64_t panel, int) { kernels.pack(job, panel); });
+               [&](int64_t panel, int) { conversions.pack(job, panel); });
 }
 
 void unpack_codes(const Weight& w, const Array& codes, int threads) {
   std::vector<int64_t> offsets;
   const UnpackJob job = {&w, as_matrix(codes, offsets)};
-  const KernelTable& kernels = active_kernels();
+  const ConversionTable& conversions = active_conversions();
   parallel_for(w.panels, threads_for(w.cols * w.depth, threads),
-               [&](int64_t panel, int) { kernels.unpack(job, panel); });
+               [&](int64_t panel, int) { conversions.unpack(job, panel); });
 }
 
 void dequantize(const Weight& w, const Array& out, int threads) {
   std::vector<int64_t> offsets;
   const DequantizeJob job = {&w, as_matrix(out, offsets), float_type(out.dtype)};
-  const KernelTable& kernels = active_kernels();
+  const ConversionTable& conversions = active_conversions();
   parallel_for(w.panels, threads_for(w.cols * w.depth * 4, threads),
-               [&](int64_t panel, int) { kernels.dequantize(job, panel); });
+               [&](int64_t panel, int) { conversions.dequantize(job, panel); });
 }
 
 namespace {
@@ -149,7 +149,7 @@ void take(const Weight& w, const int64_t* indices, int64_t count, const Array& o
   }
   std::vector<int64_t> offsets;
   const Matrix matrix = as_matrix(out, offsets);
-  const KernelTable& kernels = active_kernels();
+  const ConversionTable& conversions = active_conversions();
   const int wanted = threads_for(count * w.depth * 4, threads);
   const size_t bytes = GatheredPanel::bytes(w);
   Scratch scratch;
@@ -160,7 +160,7 @@ void take(const Weight& w, const int64_t* indices, int64_t count, const Array& o
                               memory + bytes * static_cast<size_t>(thread));
     DequantizeJob job = {&panel.view(), matrix, float_type(out.dtype)};
     skip_rows(job.out, first);
-    kernels.dequantize(job, 0);
+    conversions.dequantize(job, 0);
   });
 }
 

@@ -23,10 +23,12 @@ constexpr uint64_t kAvx512VnniNeeds = kAvx2Needs | feature::kAvx512F | feature::
 constexpr TargetInfo kTargets[] = {
 #if NIBBLAS_X86
     {"avx512vnni", "512-bit vectors, four-way int8 dot products", kAvx512VnniNeeds,
-     &kAvx512VnniKernels},
-    {"avx2", "256-bit vectors, int8 dot products through int16", kAvx2Needs, &kAvx2Kernels},
+     &kAvx512VnniKernels, &kAvx512VnniConversions},
+    {"avx2", "256-bit vectors, int8 dot products through int16", kAvx2Needs, &kAvx2Kernels,
+     &kAvx2Conversions},
 #endif
-    {"scalar", "plain C++, the reference for every other target", 0, &kScalarKernels},
+    {"scalar", "plain C++, the reference for every other target", 0, &kScalarKernels,
+     &kScalarConversions},
 };
 
 std::atomic<const TargetInfo*> g_active{nullptr};

@@ -17,6 +17,7 @@ struct TargetInfo {
   const char* description;
   uint64_t required;  // mask of nibblas::feature bits
   const KernelTable* kernels;
+  const ConversionTable* conversions;
 };
 
 // The target in use. The first call picks NIBBLAS_TARGET, or else the best available. Throws
@@ -25,6 +26,7 @@ struct TargetInfo {
 const TargetInfo& active_target();
 
 inline const KernelTable& active_kernels() { return *active_target().kernels; }
+inline const ConversionTable& active_conversions() { return *active_target().conversions; }
 
 // Uses another target from now on, also in place of a faulty NIBBLAS_TARGET. Throws
 // std::invalid_argument, and changes nothing, if the target is unknown or cannot run here.

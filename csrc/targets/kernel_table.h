@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a target exports: one table of its kernels. Each function does one unit of work on the
-// calling thread, with scratch memory that the caller owns.
+// What a target exports: a table of its products and a table of its conversions, each from a file
+// of its own. Each function does one unit of work on the calling thread, with scratch memory that
+// the caller owns.
 #pragma once
 
 #include "kernels/kernel_types.h"
@@ -24,13 +25,6 @@ struct KernelTable {
                           int64_t row0, int64_t row1, void* scratch);
   size_t (*product_scratch)(int64_t rows);
 
-  // One panel of 16 outputs each.
-  QuantizeResult (*quantize)(const QuantizeJob& job, int64_t panel, void* scratch);
-  size_t (*quantize_scratch)(int64_t depth_padded);
-  void (*pack)(const PackJob& job, int64_t panel);
-  void (*unpack)(const UnpackJob& job, int64_t panel);
-  void (*dequantize)(const DequantizeJob& job, int64_t panel);
-
   // A row as dense floats, zeros after `depth`: in place where it is that already, else in buffer.
   const float* (*row_as_floats)(const Matrix& x, FloatType type, int64_t row, int64_t depth,
                                 int64_t padded, const int32_t* order, float* buffer);
@@ -43,10 +37,23 @@ struct KernelTable {
   int64_t (*read)(const void* data, size_t bytes, int streams);
 };
 
+// Between dense matrices, plain codes and planes.
+struct ConversionTable {
+  // One panel of 16 outputs each.
+  QuantizeResult (*quantize)(const QuantizeJob& job, int64_t panel, void* scratch);
+  size_t (*quantize_scratch)(int64_t depth_padded);
+  void (*pack)(const PackJob& job, int64_t panel);
+  void (*unpack)(const UnpackJob& job, int64_t panel);
+  void (*dequantize)(const DequantizeJob& job, int64_t panel);
+};
+
 extern const KernelTable kScalarKernels;
+extern const ConversionTable kScalarConversions;
 #if NIBBLAS_X86
 extern const KernelTable kAvx2Kernels;
+extern const ConversionTable kAvx2Conversions;
 extern const KernelTable kAvx512VnniKernels;
+extern const ConversionTable kAvx512VnniConversions;
 #endif
 
 }  // namespace nibblas

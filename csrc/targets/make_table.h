@@ -2,12 +2,10 @@
 // The kernel table of a simd type: all kernels, instantiated for it.
 #pragma once
 
-#include "kernels/dequantize.h"
 #include "kernels/integer.h"
 #include "kernels/limits.h"
 #include "kernels/product.h"
 #include "kernels/quantize.h"
-#include "kernels/quantize_weights.h"
 #include "targets/kernel_table.h"
 
 namespace nibblas {
@@ -24,11 +22,6 @@ constexpr KernelTable make_table() {
   table.product = product<T>;
   table.integer_product = integer_product<T>;
   table.product_scratch = product_scratch_bytes<T>;
-  table.quantize = quantize<T>;
-  table.quantize_scratch = quantize_scratch_bytes;
-  table.pack = pack<T>;
-  table.unpack = unpack<T>;
-  table.dequantize = dequantize<T>;
   table.row_as_floats = row_as_floats<T>;
   table.quantize_row = quantize_row<T>;
   table.activate = activate<T>;

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// The conversion table of a simd type.
+#pragma once
+
+#include "kernels/dequantize.h"
+#include "kernels/quantize_weights.h"
+#include "targets/kernel_table.h"
+
+namespace nibblas {
+namespace {
+
+template <class T>
+constexpr ConversionTable make_conversions() {
+  ConversionTable table{};
+  table.quantize = quantize<T>;
+  table.quantize_scratch = quantize_scratch_bytes;
+  table.pack = pack<T>;
+  table.unpack = unpack<T>;
+  table.dequantize = dequantize<T>;
+  return table;
+}
+
+}  // namespace
+}  // namespace nibblas
