@@ -105,6 +105,9 @@ py::array bound_matmul_integer(const py::array& a, const py::object& b,
   int64_t cols = 0;
   if (py::isinstance<BoundWeight>(b)) {
     packed = b.cast<const BoundWeight*>();
+    if (packed->view.codebook_type != CodebookType::none) {
+      throw std::invalid_argument("b has a codebook, which matmul_integer does not take");
+    }
     if (packed->view.input_order) {
       throw std::invalid_argument("b has an input_order, which matmul_integer does not take");
     }

@@ -5,7 +5,7 @@
 // The second bracket is what a row of ones gives, so it is computed as one more row of a.
 #pragma once
 
-#include "kernels/gemm.h"
+#include "kernels/product.h"
 
 namespace nibblas {
 namespace {
@@ -41,72 +41,76 @@ void begin_integers(const IntegerProductJob& job, int64_t panel, const int32_t* 
   }
 }
 
-template <class T, class Split, int NV>
-void integer_gemm_panels(const IntegerProductJob& job, int64_t panel, int64_t row0, int64_t row1,
-                         const ProductScratch& s) {
-  using Ops = typename Split::Ops;
+template <class T, class Ops, int NV>
+void integer_gemm_panels(const IntegerProductJob& job, Expand expand, int64_t panel, int64_t row0,
+                         int64_t row1, const ProductScratch& s) {
   const Weight& w = *job.weight;
   int32_t* ones = s.sums + (row1 - row0) * NV * kPanel;
   begin_integers<T, NV>(job, panel, job.x.starts + row0, row1 - row0, s.sums);
   if (job.ones) begin_integers<T, NV>(job, panel, job.ones->starts, 1, ones);
-  for (int64_t k = 0; k < w.depth_padded; k += kDepthBlock<Ops>) {
-    const int64_t depth = smaller(kDepthBlock<Ops>, w.depth_padded - k);
-    const auto weights =
-        operands<T, Split, OffsetKind::constant, NV>(w, panel, k, depth, s.block);
-    const int64_t words = plane_rows(k, w.bits) * Split::kParts;
-    const int64_t rows = plane_rows(depth, w.bits) * Split::kParts;
-    for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
-      multiply_part<T, m.value>(weights, x.words + words * m.value, rows,
-                                s.sums + (row - row0) * NV * kPanel);
-    });
-    if (job.ones) multiply_part<T, 1>(weights, job.ones->words + words, rows, ones);
-  }
+  for_each_block<T, Ops, NV>(
+      w, expand, panel, 0, w.depth_padded, kDepthBlock<Ops>, s.block,
+      [&](const auto& weights, int64_t k, int64_t depth) {
+        const int64_t words = k / 4 * Ops::kQuadParts;
+        const int64_t steps = weights.steps(depth);
+        for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+          multiply_part<T, m.value>(weights, x.words + words * m.value, steps,
+                                    s.sums + (row - row0) * NV * kPanel);
+        });
+        if (job.ones) multiply_part<T, 1>(weights, job.ones->words + words, steps, ones);
+      });
   store_integers<T>(job, panel, NV, row0, row1 - row0, s.sums, ones);
 }
 
-template <class T, class Split, int MR, int NV>
+template <class T, class Operands, int MR, int NV>
 void integer_gemv_panels(const IntegerProductJob& job, int64_t panel) {
+  using Source = PlaneSource<T, Operands, GroupKind::constant, NV>;
   const Weight& w = *job.weight;
-  const PlaneSource<T, Split, OffsetKind::constant, NV> planes(w, panel);
-  const int64_t rows = plane_rows(w.depth_padded, w.bits);
+  const Source planes(w, panel, 0);
+  const int64_t steps = Source::steps(w.depth_padded);
   int32_t sums[MR * NV * kPanel];
   int32_t ones[NV * kPanel] = {};
   begin_integers<T, NV>(job, panel, job.x.starts, MR, sums);
   if (job.ones) begin_integers<T, NV>(job, panel, job.ones->starts, 1, ones);
-  if (rows > 0) {  // a tile takes at least one
-    multiply_part<T, MR>(planes, job.x.words, rows, sums);
-    if (job.ones) multiply_part<T, 1>(planes, job.ones->words, rows, ones);
+  if (steps > 0) {  // a tile takes at least one
+    multiply_part<T, MR>(planes, job.x.words, steps, sums);
+    if (job.ones) multiply_part<T, 1>(planes, job.ones->words, steps, ones);
   }
   store_integers<T>(job, panel, NV, 0, MR, sums, ones);
 }
 
-template <class T, class Split>
+template <class T, class Operands>
 void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
                         int64_t row1, void* scratch) {
-  if (job.x.rows > T::kGemvRows) {
-    const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
-    for_each_panels<T::kGemmPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
-      integer_gemm_panels<T, Split, nv.value>(job, panel, row0, row1, s);
-    });
-    return;
+  using Ops = typename Operands::Ops;
+  if constexpr (straight(Operands::kBits)) {
+    if (job.x.rows <= T::kGemvRows) {
+      return with_rows<T::kGemvRows>(static_cast<int>(job.x.rows), [&](auto mr) {
+        constexpr int MR = decltype(mr)::value;
+        constexpr int NV = T::gemv_panels(MR);
+        int64_t panel = panel0;
+        for (; panel + NV <= panel1; panel += NV) {
+          integer_gemv_panels<T, Operands, MR, NV>(job, panel);
+        }
+        for (; panel < panel1; ++panel) integer_gemv_panels<T, Operands, MR, 1>(job, panel);
+      });
+    }
   }
-  with_rows<T::kGemvRows>(static_cast<int>(job.x.rows), [&](auto mr) {
-    constexpr int MR = decltype(mr)::value;
-    constexpr int NV = T::gemv_panels(MR);
-    int64_t panel = panel0;
-    for (; panel + NV <= panel1; panel += NV) integer_gemv_panels<T, Split, MR, NV>(job, panel);
-    for (; panel < panel1; ++panel) integer_gemv_panels<T, Split, MR, 1>(job, panel);
+  const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
+  const Expanders expand = expanders<T, Operands, GroupKind::constant>();
+  for_each_panels<T::kGemmPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
+    const Expand f = reads_planes<Ops>(*job.weight) ? nullptr : expand.of(nv.value);
+    integer_gemm_panels<T, Ops, nv.value>(job, f, panel, row0, row1, s);
   });
 }
 
 template <class T>
 void integer_product(const IntegerProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
                      int64_t row1, void* scratch) {
-  if (job.weight->bits == 8) {
-    integer_product_of<T, IntSplit<T, 8>>(job, panel0, panel1, row0, row1, scratch);
-  } else {
-    integer_product_of<T, IntSplit<T, 4>>(job, panel0, panel1, row0, row1, scratch);
-  }
+  with_bits(job.weight->bits, [&](auto bits) {
+    using Operands = IntCodes<T, decltype(bits)::value>;
+    integer_product_of<T, Operands>(job, panel0, panel1, row0, row1, scratch);
+  });
 }
 
 }  // namespace

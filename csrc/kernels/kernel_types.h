@@ -34,7 +34,9 @@ struct PackedRows {
   int tile_rows;
   int32_t* words;   // int8 x 4, int16 x 2 or one float32 each
   float* scales;    // int8 compute: a
-  int32_t* starts;  // int8 compute: -zero * sum of codes; -sum where the zero point varies
+  int64_t segment_starts;  // starts of a segment: 1, or as many as a super-block has pairs
+  int32_t* starts;  // int8 compute: -zero * sum of codes; -sum where the zero point varies;
+                    // two-level: see pair_sums
   float* sums;      // what multiplies a min: a * float(sum of codes), or the sum of x
 };
 

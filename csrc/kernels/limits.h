@@ -11,7 +11,7 @@ namespace {
 // The target's own dot product for 4-bit codes on registers alone. Returns multiply-adds done.
 template <class T>
 double peak(int64_t iterations) {
-  using Dot = typename T::template IntDot<4>::Tile;
+  using Dot = typename T::template DotFor<15>;
   // Enough in flight for any latency (12 of VNNI's, 4 x 2 ymm), with registers to spare.
   constexpr int chains = T::kRegisters > 16 ? 12 : 4;
   uint8_t codes[kRowBytes];

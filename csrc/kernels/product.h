@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which kernel a product takes: by bits, compute mode, kind of offset and number of rows.
+// Which kernel a product takes: by codes, compute mode, kind of group and number of rows.
 #pragma once
 
 #include "kernels/gemm.h"
@@ -8,60 +8,84 @@
 namespace nibblas {
 namespace {
 
+// Codes that few rows multiply straight from the planes. Others are expanded first: there are many
+// kinds of them, and they are read from memory more slowly than they are expanded.
+constexpr bool straight(int bits) { return bits == 4 || bits == 8; }
+
+// Words of packed x per 4 codes.
+template <class T>
+int x_words(const Weight& w, Compute compute) {
+  if (compute == Compute::float32) return FloatOps<T>::kQuadParts;
+  return w.top_operand <= kSmallOperand ? T::template DotFor<kSmallOperand>::kQuadParts
+                                        : T::template DotFor<255>::kQuadParts;
+}
+
 template <class T>
 Tile choose_tile(const Weight& w, Compute compute, int64_t rows) {
-  const bool few = rows <= T::kGemvRows;
-  const bool is_float = compute == Compute::float32;
-  const bool wide = w.bits == 8 ? T::template IntDot<8>::kWideX : T::template IntDot<4>::kWideX;
+  const bool few = rows <= T::kGemvRows && straight(w.bits);
   Tile tile;
   tile.rows = few ? static_cast<int>(rows > 0 ? rows : 1) : T::kGemmRows;
   tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
-  const int64_t block =
-      is_float ? kDepthBlock<FloatOps<T>> : kDepthBlock<typename IntSplit<T, 8>::Ops>;
+  const int64_t block = compute == Compute::float32
+                            ? depth_block<FloatOps<T>>(w, rows)
+                            : depth_block<IntOps<T, typename T::template DotFor<255>>>(w, rows);
   tile.depth = few ? 0 : block;
-  tile.x_row_words = is_float ? 4 : wide ? 2 : 1;
+  tile.x_row_words = x_words<T>(w, compute);
   tile.kernel = few ? "gemv" : "gemm";
   return tile;
 }
 
-template <class T, class Split, OffsetKind kOffset>
+template <class T, class Operands, GroupKind kGroups>
 void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
                 void* scratch) {
-  if (job.x.rows <= T::kGemvRows) {
-    gemv<T, Split, kOffset>(job, panel0, panel1);
-  } else {
-    gemm<T, Split, kOffset>(job, panel0, panel1, row0, row1, scratch);
+  using Ops = typename Operands::Ops;
+  if constexpr (straight(Operands::kBits)) {
+    if (job.x.rows <= T::kGemvRows) return gemv<T, Operands, kGroups>(job, panel0, panel1);
+  }
+  // Integers are the same whatever their groups are like.
+  constexpr bool same = !Ops::kFloat || kGroups != GroupKind::zero_points;
+  const Expanders expand = expanders<T, Operands, same ? GroupKind::constant : kGroups>();
+  gemm<T, Ops, kGroups>(job, expand, panel0, panel1, row0, row1, scratch);
+}
+
+// The kinds of group that there are with these codes.
+template <class Operands>
+constexpr bool has_kind(GroupKind kind) {
+  const bool lookup = Operands::kLookup;
+  switch (kind) {
+    case GroupKind::constant: return true;
+    case GroupKind::zero_points: return !lookup;
+    case GroupKind::mins: return !lookup;
+    default: return !Operands::Ops::kFloat && Operands::kBits >= 2 && Operands::kBits <= 6;
   }
 }
 
-template <class T, class Split>
-void product_by_offset(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
-                       int64_t row1, void* scratch) {
-  switch (offset_kind(*job.weight)) {
-    case OffsetKind::constant:
-      return product_of<T, Split, OffsetKind::constant>(job, panel0, panel1, row0, row1, scratch);
-    case OffsetKind::zero_points:
-      return product_of<T, Split, OffsetKind::zero_points>(job, panel0, panel1, row0, row1,
-                                                           scratch);
-    case OffsetKind::mins:
-      return product_of<T, Split, OffsetKind::mins>(job, panel0, panel1, row0, row1, scratch);
-  }
+template <class T, class Operands>
+void product_by_kind(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
+                     int64_t row1, void* scratch) {
+  const GroupKind kind = group_kind(*job.weight, job.compute);
+  const auto run = [&](auto k) {
+    constexpr GroupKind kGroups = static_cast<GroupKind>(decltype(k)::value);
+    if constexpr (has_kind<Operands>(kGroups)) {
+      if (kind == kGroups) {
+        product_of<T, Operands, kGroups>(job, panel0, panel1, row0, row1, scratch);
+      }
+    }
+  };
+  unroll<4>(run);
 }
 
 template <class T>
 void product(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
              void* scratch) {
-  const bool byte_codes = job.weight->bits == 8;
+  const auto run = [&](auto use) {
+    using Operands = typename decltype(use)::Operands;
+    product_by_kind<T, Operands>(job, panel0, panel1, row0, row1, scratch);
+  };
   if (job.compute == Compute::int8) {
-    if (byte_codes) {
-      product_by_offset<T, IntSplit<T, 8>>(job, panel0, panel1, row0, row1, scratch);
-    } else {
-      product_by_offset<T, IntSplit<T, 4>>(job, panel0, panel1, row0, row1, scratch);
-    }
-  } else if (byte_codes) {
-    product_by_offset<T, FloatSplit<T, 8>>(job, panel0, panel1, row0, row1, scratch);
+    with_int_operands<T>(*job.weight, run);
   } else {
-    product_by_offset<T, FloatSplit<T, 4>>(job, panel0, panel1, row0, row1, scratch);
+    with_float_operands<T>(*job.weight, run);
   }
 }
 

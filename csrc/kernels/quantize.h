@@ -2,7 +2,7 @@
 // Rows of activations: quantized per segment and packed in the order in which the tiles read them.
 #pragma once
 
-#include "kernels/values.h"
+#include "kernels/sources.h"
 
 namespace nibblas {
 namespace {
@@ -82,14 +82,12 @@ inline void interleave_codes(const int8_t* codes, int64_t padded, int m, int32_t
   }
 }
 
-template <class T>
-inline bool widens(int bits) {
-  return bits == 8 ? T::template IntDot<8>::kWideX : T::template IntDot<4>::kWideX;
-}
-
+// A column of x words per operand: narrow targets take int16 pairs where codes are large.
 template <class T>
 inline void interleave(const Weight& w, const int8_t* codes, int m, int32_t* words) {
-  if (widens<T>(w.bits)) {
+  using Small = typename T::template DotFor<kSmallOperand>;
+  using Large = typename T::template DotFor<255>;
+  if (w.top_operand <= kSmallOperand ? Small::kWideX : Large::kWideX) {
     interleave_codes<true>(codes, w.depth_padded, m, words);
   } else {
     interleave_codes<false>(codes, w.depth_padded, m, words);
@@ -99,6 +97,20 @@ inline void interleave(const Weight& w, const int8_t* codes, int m, int32_t* wor
 inline size_t pack_rows_scratch_bytes(const Weight& w) {
   // A row as floats and up to 8 rows of codes.
   return static_cast<size_t>(w.depth_padded) * (sizeof(float) + 8) + 64;
+}
+
+// Two-level: the sums of the codes of each pair of groups of a super-block, as two int16 (the
+// greatest is 256 * 127 = 32,512); the next pair's is m words further.
+template <class T>
+void pair_sums(const Weight& w, const int8_t* codes, int m, int32_t* starts) {
+  for (int64_t k = 0; k < kSuperBlock; k += 2 * w.group, starts += m) {
+    const auto low = static_cast<uint32_t>(sum_codes<T>(codes + k, w.group)) & 0xffff;
+    uint32_t high = 0;
+    if (k + w.group < kSuperBlock) {
+      high = static_cast<uint32_t>(sum_codes<T>(codes + k + w.group, w.group)) << 16;
+    }
+    *starts = static_cast<int32_t>(low | high);
+  }
 }
 
 // int8 compute: codes, a, and what the zero point and mins need of the sum of the codes.
@@ -125,7 +137,11 @@ void pack_quantized_rows(const RowsJob& job, int64_t row0, int m, void* scratch)
         if (out.segments > 1) sum = sum_codes<T>(row + k, count);
       }
       const int64_t index = at + s * m + i;
-      out.scales[index] = a;
+      out.scales[index] = w.codebook_type == CodebookType::float32 ? a / 127.0f : a;
+      if (w.two_level) {
+        pair_sums<T>(w, row + k, m, out.starts + (at + s * m) * out.segment_starts + i);
+        continue;
+      }
       out.starts[index] = w.zero_points ? negated_product(sum, 1) : negated_product(sum, w.zero);
       if (out.sums) out.sums[index] = a * static_cast<float>(sum);
     }

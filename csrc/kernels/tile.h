@@ -15,19 +15,17 @@ struct TileRows {
   const float* sums;
 };
 
-// acc += the products of `rows` plane rows (or expanded rows), at least one, with the words of x.
+// acc += the products of `steps` steps of the source, at least one, with the words of x.
 template <class T, int MR, class Source>
-NIBBLAS_INLINE void step_rows(Source& w, const int32_t*& x, int64_t rows,
-                              typename Source::Ops::Acc (&acc)[MR][Source::kPanels]) {
+NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
+                                   typename Source::Ops::Acc (&acc)[MR][Source::kPanels]) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
   do {
-    typename Source::Raw raw[NV];
-    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.load(n.value); });
     unroll<Source::kParts>([&](auto part) NIBBLAS_INLINE_LAMBDA {
       typename Ops::W operand[NV];
       unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-        operand[n.value] = w.template operand<part.value>(n.value, raw[n.value]);
+        operand[n.value] = w.template operand<part.value>(n.value);
       });
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
         const auto xm = Ops::load_x(x + part.value * MR + m.value);
@@ -37,46 +35,57 @@ NIBBLAS_INLINE void step_rows(Source& w, const int32_t*& x, int64_t rows,
       });
     });
     x += Source::kParts * MR;
-    w.next_row();
-  } while (--rows > 0);
+    w.next();
+  } while (--steps > 0);
 }
 
-// c = initial(m, n) plus those products. Where the target's accumulators hold only so many steps,
-// they are widened in between; then the initial sums come last, to leave them the registers.
+// f(m, n) for each of MR rows and NV panels.
+template <int MR, int NV, class F>
+NIBBLAS_INLINE void for_tile(const F& f) {
+  unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
+    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { f(m, n); });
+  });
+}
+
+// add(acc, first) for sums of at most as many steps as narrow accumulators hold, in order.
+template <class T, int MR, class Source, class Add>
+NIBBLAS_INLINE void sum_narrow(Source& w, const int32_t*& x, int64_t steps, const Add& add) {
+  using Ops = typename Source::Ops;
+  const int64_t limit = w.narrow_limit();
+  const auto chunk = [&](int64_t count, bool first) NIBBLAS_INLINE_LAMBDA {
+    typename Ops::Acc acc[MR][Source::kPanels];
+    for_tile<MR, Source::kPanels>(
+        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { acc[m.value][n.value] = Ops::empty(); });
+    multiply_steps<T, MR>(w, x, count, acc);
+    add(acc, first);
+  };
+  chunk(smaller(limit, steps), true);
+  for (int64_t done = limit; done < steps; done += limit) {
+    chunk(smaller(limit, steps - done), false);
+  }
+}
+
+// c = initial(m, n) plus those products. With narrow accumulators the initial sums come last, to
+// leave them the registers.
 template <class T, int MR, class Source, class Initial>
-NIBBLAS_INLINE void sum_rows(Source& w, const int32_t*& x, int64_t rows, const Initial& initial,
-                             typename Source::Ops::Sum (&c)[MR][Source::kPanels]) {
+NIBBLAS_INLINE void sum_steps(Source& w, const int32_t*& x, int64_t steps, const Initial& initial,
+                              typename Source::Ops::Sum (&c)[MR][Source::kPanels]) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
-  if constexpr (Ops::kMaxSteps == kUnlimited) {
-    unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-      unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { c[m.value][n.value] = initial(m, n); });
+  if constexpr (Ops::kNarrow) {
+    sum_narrow<T, MR>(w, x, steps, [&](auto& acc, bool first) NIBBLAS_INLINE_LAMBDA {
+      for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
+        const auto wide = Ops::widen(acc[m.value][n.value]);
+        c[m.value][n.value] = first ? wide : T::add_i32(c[m.value][n.value], wide);
+      });
     });
-    step_rows<T, MR>(w, x, rows, c);
+    for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
+      c[m.value][n.value] = T::add_i32(c[m.value][n.value], initial(m, n));
+    });
   } else {
-    constexpr int64_t chunk = Ops::kMaxSteps / Source::kParts;
-    const auto sum_chunk = [&](int64_t count, bool first) NIBBLAS_INLINE_LAMBDA {
-      typename Ops::Acc acc[MR][NV];
-      unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-        unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { acc[m.value][n.value] = Ops::empty(); });
-      });
-      step_rows<T, MR>(w, x, count, acc);
-      unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-        unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-          const auto wide = Ops::widen(acc[m.value][n.value]);
-          c[m.value][n.value] = first ? wide : T::add_i32(c[m.value][n.value], wide);
-        });
-      });
-    };
-    sum_chunk(smaller(chunk, rows), true);
-    for (int64_t done = chunk; done < rows; done += chunk) {
-      sum_chunk(smaller(chunk, rows - done), false);
-    }
-    unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-      unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-        c[m.value][n.value] = T::add_i32(c[m.value][n.value], initial(m, n));
-      });
-    });
+    for_tile<MR, NV>(
+        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { c[m.value][n.value] = initial(m, n); });
+    multiply_steps<T, MR>(w, x, steps, c);
   }
 }
 
@@ -86,7 +95,7 @@ NIBBLAS_INLINE typename Source::Ops::Sum first_sum(const Source& w, const int32_
                                                    int n) {
   using Ops = typename Source::Ops;
   const int32_t start = Ops::kFloat ? 0 : starts[m];
-  if constexpr (Source::kKind == OffsetKind::zero_points) {
+  if constexpr (Source::kKind == GroupKind::zero_points) {
     return Ops::first(start, w.zeros[n]);
   } else {
     return Ops::first(start);
@@ -96,8 +105,8 @@ NIBBLAS_INLINE typename Source::Ops::Sum first_sum(const Source& w, const int32_
 // Whole segments: acc [MR][NV][16] gets each segment's sums combined, in ascending order.
 // `scale_step` is 0 where all segments share the scales of group 0, else 1.
 template <class T, int MR, class Source>
-NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, int64_t rows,
-                                        int64_t last_rows, int64_t scale_step, float* acc) {
+NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, int64_t steps,
+                                        int64_t last_steps, int64_t scale_step, float* acc) {
   using Ops = typename Source::Ops;
   using F32 = typename T::F32;
   constexpr int NV = Source::kPanels;
@@ -120,11 +129,11 @@ NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, 
     const auto initial = [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
       return first_sum(w, starts, m.value, n.value);
     };
-    sum_rows<T, MR>(w, x.words, s + 1 < segments ? rows : last_rows, initial, c);
+    sum_steps<T, MR>(w, x.words, s + 1 < segments ? steps : last_steps, initial, c);
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
       const F32 scale = w.scale(n.value, g);
       F32 min;
-      if constexpr (Source::kKind == OffsetKind::mins) min = w.min(n.value, g);
+      if constexpr (Source::kKind == GroupKind::mins) min = w.min(n.value, g, scale);
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
         float* at = acc + (m.value * NV + n.value) * kPanel;
         const float a = Ops::kFloat ? 0.0f : x.scales[s * MR + m.value];
@@ -135,7 +144,7 @@ NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, 
           sum = T::load(at);
         }
         sum = Ops::combine(c[m.value][n.value], a, scale, sum);
-        if constexpr (Source::kKind == OffsetKind::mins) {
+        if constexpr (Source::kKind == GroupKind::mins) {
           sum = T::fma(T::set1(x.sums[s * MR + m.value]), min, sum);
         }
         if constexpr (in_registers) {
@@ -157,16 +166,81 @@ NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, 
   }
 }
 
+// Super-blocks of a two-level scheme: C = sum of factor * c over the groups stays an integer.
+template <class T, int MR, class Source>
+NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers, float* acc) {
+  using Ops = typename Source::Ops;
+  constexpr int NV = Source::kPanels;
+  const int64_t groups = kSuperBlock / w.weight.group;
+  const int64_t pairs = pairs_per_super(w.weight);
+  const int64_t steps = Source::steps(w.weight.group);
+  const bool mins = w.weight.super_mins != nullptr;
+  int32_t totals[MR * NV * kPanel];
+  for (int64_t s = 0; s < supers; ++s) {
+    memset(totals, 0, sizeof totals);
+    for (int64_t g = 0; g < groups; ++g) {
+      const auto add = [&](auto& c, bool) NIBBLAS_INLINE_LAMBDA {
+        unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+          const auto factor = w.factor(n.value, s * groups + g);
+          unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
+            int32_t* at = totals + (m.value * NV + n.value) * kPanel;
+            T::store_i32(at, Ops::add_product(T::load_i32(at), c[m.value][n.value], factor));
+          });
+        });
+      };
+      if constexpr (Ops::kNarrow) {
+        sum_narrow<T, MR>(w, x.words, steps, add);
+      } else {
+        typename Ops::Sum c[MR][NV];
+        for_tile<MR, NV>(
+            [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { c[m.value][n.value] = T::zero_i32(); });
+        multiply_steps<T, MR>(w, x.words, steps, c);
+        add(c, true);
+      }
+      NIBBLAS_MEMORY_BARRIER();  // as in multiply_segments
+    }
+    typename T::I32 offsets[MR][NV];
+    for_tile<MR, NV>(
+        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { offsets[m.value][n.value] = T::zero_i32(); });
+    for (int64_t p = 0; p < pairs; ++p, x.starts += MR) {
+      unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+        const auto pair = w.pair(n.value, s * pairs + p);
+        unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
+          auto& offset = offsets[m.value][n.value];
+          offset = T::dot_i16(offset, pair, T::set1_i32(x.starts[m.value]));
+        });
+      });
+    }
+    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+      const auto scale = w.super(n.value, s);
+      unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
+        const int at = (m.value * NV + n.value) * kPanel;
+        const float a = x.scales[s * MR + m.value];
+        const auto offset = offsets[m.value][n.value];
+        auto total = T::load_i32(totals + at);
+        if (!mins) total = T::add_i32(total, offset);
+        auto sum = Ops::combine(total, a, scale, T::load(acc + at));
+        if (mins) {
+          const auto u = T::mul(T::set1(a), T::to_f32(offset));
+          sum = T::fma(u, w.super_offset(n.value, s), sum);
+        }
+        T::store(acc + at, sum);
+      });
+    });
+    NIBBLAS_MEMORY_BARRIER();
+  }
+}
+
 // A part of one segment: sums [MR][NV][16] of int32 or float go on.
 template <class T, int MR, class Source>
-NIBBLAS_NOINLINE void multiply_part(Source w, const int32_t* x, int64_t rows, int32_t* sums) {
+NIBBLAS_NOINLINE void multiply_part(Source w, const int32_t* x, int64_t steps, int32_t* sums) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
   typename Ops::Sum c[MR][NV];
   const auto initial = [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
     return Ops::load_sum(sums + (m.value * NV + n.value) * kPanel);
   };
-  sum_rows<T, MR>(w, x, rows, initial, c);
+  sum_steps<T, MR>(w, x, steps, initial, c);
   unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
       Ops::store_sum(sums + (m.value * NV + n.value) * kPanel, c[m.value][n.value]);

@@ -17,43 +17,6 @@ inline typename T::F32 canonical_nan(typename T::F32 a) {
   return T::select(T::is_nan(a), T::from_bits(T::set1_i32(kCanonicalNan)), a);
 }
 
-// 2^(e - 128), which goes with codebooks of doubled values; 255 is NaN. Below e = 2 the result is
-// subnormal: 2^-127 is the float 0x00400000.
-template <class T>
-inline typename T::F32 from_e8m0(typename T::I32 e) {
-  const auto normal = T::template shl<23>(T::sub_i32(e, T::set1_i32(1)));
-  const auto tiny = T::template shl<21>(T::add_i32(e, T::set1_i32(1)));
-  const auto bits = T::select_i32(T::lt_i32(e, T::set1_i32(2)), tiny, normal);
-  const auto nan = T::lt_i32(T::set1_i32(254), e);
-  return T::from_bits(T::select_i32(nan, T::set1_i32(kCanonicalNan), bits));
-}
-
-inline int64_t scale_bytes(ScaleType type) {
-  switch (type) {
-    case ScaleType::float32: return 4;
-    case ScaleType::float16:
-    case ScaleType::bfloat16: return 2;
-    default: return 1;
-  }
-}
-
-// The `index`-th run of 16 scales or mins of a plane.
-template <class T>
-inline typename T::F32 load_scales(const void* plane, ScaleType type, int64_t index) {
-  const char* p = static_cast<const char*>(plane) + index * kPanel * scale_bytes(type);
-  switch (type) {
-    case ScaleType::float16: return T::load_f16(p);
-    case ScaleType::bfloat16: return T::from_bits(T::template shl<16>(T::load_u16(p)));
-    case ScaleType::e8m0: return from_e8m0<T>(T::load_u8(p));
-    case ScaleType::uint8: return T::to_f32(T::load_u8(p));
-    case ScaleType::int8: {
-      const auto wide = T::template sar<24>(T::template shl<24>(T::load_u8(p)));
-      return T::to_f32(wide);
-    }
-    default: return T::from_bits(T::load_i32(p));
-  }
-}
-
 inline int64_t float_bytes(FloatType type) { return type == FloatType::float32 ? 4 : 2; }
 
 template <class T>

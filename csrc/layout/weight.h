@@ -23,9 +23,12 @@ constexpr int kMaxSlices = 3;
 
 constexpr int kLayoutVersion = 1;
 
-enum class ScaleType : uint8_t { float32, float16, bfloat16, e8m0, uint8, int8 };
+enum class ScaleType : uint8_t { float32, float16, bfloat16, e8m0, e4m3, uint8, int8 };
 
 enum class CodebookType : uint8_t { none, float32, int8 };
+
+// What a number of the whole matrix does to every scale.
+enum class TensorFactor : uint8_t { none, multiplies, divides };
 
 // One bit-slice of the codes: uint8 [panels, depth_padded * bits / 32, 16, 4]. Byte [p, j, c, i]
 // holds, at bits bits*t .. bits*t + bits - 1, the slice of output 16p + c at
@@ -35,7 +38,8 @@ struct Slice {
   int bits;
 };
 
-// A packed weight W (cols, depth): value = (code - zero) * scale, or fma(code - zero, scale, min).
+// A packed weight W (cols, depth): value = (code - zero) * scale, fma(code - zero, scale, min), or
+// with a codebook values[code] * scale.
 struct Weight {
   int64_t cols;          // N, output features
   int64_t depth;         // K, input features
@@ -47,17 +51,30 @@ struct Weight {
   int bits;    // of a code, 1 .. 8
   int slices;  // planes that hold a code, lowest bits first
   Slice slice[kMaxSlices];
+
   ScaleType scale_type;
   const void* scales;  // [panels, groups, 16]
-  int zero;            // the zero point of the whole matrix; 0 when zero_points is set
+  TensorFactor tensor_factor;
+  float tensor_scale;
+
+  int zero;  // zero point of the whole matrix, in operands (see top_operand); 0 with zero_points
   const uint8_t* zero_points;  // [panels, groups, 16] or null
   ScaleType min_type;
   const void* mins;  // [panels, groups, 16] or null: the value added
+  bool float_zeros;  // mins holds float zero points z instead: the min is -(z * scale)
+
+  // Two-level schemes: scales and mins are 8-bit factors of these.
+  bool two_level;
+  bool nibble_mins;          // both factors in a byte of scales: the scale's in its low nibble
+  int64_t supers;            // depth_padded / 256
+  const void* super_scales;  // float16 [panels, supers, 16]
+  const void* super_mins;    // the same, or null
+
   CodebookType codebook_type;
-  const void* codebook;        // 16 values or null
-  const void* super_scales;    // float16 [panels, depth_padded / 256, 16] or null
-  const void* super_mins;      // the same, holding -dmin
-  float tensor_scale;          // multiplies every scale (nvfp4); 1 elsewhere
+  float values[16];      // with a codebook, or 4-bit codes: what a code stands for
+  uint8_t operands[16];  // with a codebook: its integers (float32: rint(127 value)) plus zero
+  int top_operand;       // the greatest unsigned operand of integer products
+
   const int32_t* input_order;  // [depth]: packed position -> input feature, or null
 };
 
@@ -73,6 +90,15 @@ inline int64_t padded_depth(int64_t depth, int64_t group, bool two_level = false
   return round_up(depth, group > 64 ? group : 64);
 }
 
+// Codes of `bits` bits as unsigned operands, `zero` being that of the value 0.
+inline void set_integer_codes(Weight& w, int bits, int zero) {
+  w.bits = bits;
+  w.zero = zero;
+  w.codebook_type = CodebookType::none;
+  w.top_operand = (1 << bits) - 1;
+  for (int code = 0; code < 16; ++code) w.values[code] = static_cast<float>(code - zero);
+}
+
 // How a code of `bits` is cut into planes, lowest slice first: 6 = 4 + 2, 5 = 4 + 1, 3 = 2 + 1.
 inline int slice_widths(int bits, int widths[kMaxSlices]) {
   int count = 0;
@@ -81,6 +107,8 @@ inline int slice_widths(int bits, int widths[kMaxSlices]) {
   }
   return count;
 }
+
+inline bool has_mins(const Weight& w) { return w.mins || w.nibble_mins; }
 
 // Rows of 64 bytes that a plane of `bits` has per panel.
 inline int64_t plane_rows(int64_t depth_padded, int bits) { return depth_padded * bits / 32; }

@@ -141,7 +141,7 @@ void matmul_integer(const Array& a, const Array& b, const ZeroPoints& a_zero,
   w.group = w.depth_padded;
   w.groups = 1;
   w.per_channel = true;
-  w.bits = 8;
+  set_integer_codes(w, 8, 0);
   w.slices = 1;
   const bool is_signed = b.dtype == DType::int8;
 

@@ -57,15 +57,21 @@ PackedRows allocate_rows(const Tile& tile, const Weight& w, Compute compute, int
   x.rows = rows;
   x.tile_rows = tile.rows;
   x.row_words = w.depth_padded / 4 * tile.x_row_words;
-  const bool segmented = w.per_channel && compute == Compute::int8;
-  x.segment = segmented ? std::min(w.depth_padded, kSegment) : w.group;
+  const bool integers = compute == Compute::int8;
+  x.segment = w.group;
+  if (integers && w.per_channel) x.segment = std::min(w.depth_padded, kSegment);
+  if (integers && w.two_level) x.segment = kSuperBlock;
+  // A start for each pair of groups of a super-block: groups of 256 have no second one.
+  x.segment_starts =
+      integers && w.two_level ? std::max<int64_t>(kSuperBlock / w.group / 2, 1) : 1;
   x.segments = x.segment ? ceil_div(w.depth_padded, x.segment) : 0;
   // Integer products have one start a row, also where there is no depth.
   const size_t parameters = static_cast<size_t>(rows * std::max<int64_t>(x.segments, 1));
   x.words = scratch.get<int32_t>(static_cast<size_t>(rows * x.row_words));
   x.scales = scratch.get<float>(parameters);
-  x.starts = scratch.get<int32_t>(parameters);
-  x.sums = w.mins ? scratch.get<float>(parameters) : nullptr;
+  x.starts = scratch.get<int32_t>(parameters * static_cast<size_t>(x.segment_starts));
+  const bool sums = has_mins(w) && !(integers && w.two_level);
+  x.sums = sums ? scratch.get<float>(parameters) : nullptr;
   return x;
 }
 

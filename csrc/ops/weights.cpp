@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <type_traits>
 
 #include "ops/ops.h"
 #include "ops/packed_rows.h"
@@ -89,35 +90,39 @@ int64_t stored_bytes(ScaleType type) {
 class GatheredPanel {
  public:
   static size_t bytes(const Weight& w) {
+    Weight view = w;
     size_t total = 0;
-    for (int s = 0; s < w.slices; ++s) {
-      total += static_cast<size_t>(plane_rows(w.depth_padded, w.slice[s].bits) * kRowBytes);
-    }
-    return aligned(total + static_cast<size_t>(w.groups) * kPanel * (4 + 4 + 1));
+    for_each_plane(view, [&](auto&, int64_t rows, int64_t size) {
+      total += static_cast<size_t>(rows * kPanel * size);
+    });
+    return aligned(total);
   }
 
   GatheredPanel(const Weight& w, const int64_t* indices, int64_t count, char* memory) : view_(w) {
     view_.cols = count;
     view_.panels = 1;
-    for (int s = 0; s < w.slices; ++s) {
-      const int64_t rows = plane_rows(w.depth_padded, w.slice[s].bits);
-      view_.slice[s].data = reinterpret_cast<uint8_t*>(memory);
-      memory = gather(w.slice[s].data, rows, 4, indices, count, memory);
-    }
-    view_.scales = memory;
-    memory = gather(w.scales, w.groups, stored_bytes(w.scale_type), indices, count, memory);
-    if (w.mins) {
-      view_.mins = memory;
-      memory = gather(w.mins, w.groups, stored_bytes(w.min_type), indices, count, memory);
-    }
-    if (w.zero_points) {
-      view_.zero_points = reinterpret_cast<uint8_t*>(memory);
-      gather(w.zero_points, w.groups, 1, indices, count, memory);
-    }
+    for_each_plane(view_, [&](auto& plane, int64_t rows, int64_t size) {
+      char* to = memory;
+      memory = gather(plane, rows, size, indices, count, to);
+      plane = reinterpret_cast<std::remove_reference_t<decltype(plane)>>(to);
+    });
   }
   const Weight& view() const { return view_; }
 
  private:
+  // f(plane, rows, bytes of an element) for each plane [panels, rows, 16] there is.
+  template <class F>
+  static void for_each_plane(Weight& w, const F& f) {
+    for (int s = 0; s < w.slices; ++s) {
+      f(w.slice[s].data, plane_rows(w.depth_padded, w.slice[s].bits), 4);
+    }
+    f(w.scales, w.groups, stored_bytes(w.scale_type));
+    if (w.mins) f(w.mins, w.groups, stored_bytes(w.min_type));
+    if (w.zero_points) f(w.zero_points, w.groups, 1);
+    if (w.super_scales) f(w.super_scales, w.supers, 2);
+    if (w.super_mins) f(w.super_mins, w.supers, 2);
+  }
+
   // Elements [index / 16, row, index % 16] of a plane [panels, rows, 16] to [row, i].
   static char* gather(const void* plane, int64_t rows, int64_t size, const int64_t* indices,
                       int64_t count, char* to) {

@@ -210,15 +210,47 @@ struct Avx2 {
     for (int i = 0; i < 8; ++i) r[8 + i].hi = block[i];
   }
 
-  // Codes of at most max_code: vpmaddubsw pair sums stay in int16 for kMaxSteps steps, here for 4
-  // bits 8 * 2 * 15 * 128 = 30,720 < 32,767; then vpmaddwd widens them.
-  template <int max_code>
+  struct FloatTable {
+    __m256 lo, hi;
+  };
+  using ByteTable = __m256i;
+  static constexpr bool kLooksUpFloats = false;  // vpermps has one port, vcvtdq2ps has two
+  static ByteTable byte_table(const uint8_t* p) {
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static FloatTable float_table(const float* p) {
+    return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+  }
+  static I32 lookup(ByteTable t, I32 quad) {
+    return {_mm256_shuffle_epi8(t, quad.lo), _mm256_shuffle_epi8(t, quad.hi)};
+  }
+  static __m256 lookup8(FloatTable t, __m256i codes) {  // bit 3 chooses the half
+    const __m256 low = _mm256_permutevar8x32_ps(t.lo, codes);
+    const __m256 high = _mm256_permutevar8x32_ps(t.hi, codes);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(codes, 28)));
+  }
+  static F32 lookup_f32(FloatTable t, I32 codes) {
+    return {lookup8(t, codes.lo), lookup8(t, codes.hi)};
+  }
+
+  static I32 dot_i16(I32 acc, I32 a, I32 b) {
+    return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, b.lo)),
+            _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, b.hi))};
+  }
+
+  // Operands of at most 127: vpmaddubsw pair sums stay in int16 for 32767 / (2 * top * 128) steps,
+  // with 4 bits 8 (8 * 2 * 15 * 128 = 30,720), with 7 bits 1 (2 * 127 * 128 = 32,512); then
+  // vpmaddwd widens them, and multiplies them with a factor by the way.
   struct NarrowDot {
     using W = I32;
     using X = __m256i;
     using Acc = I32;
-    static constexpr bool kWideX = false;  // an x word holds four int8
-    static constexpr int kMaxSteps = 32767 / (2 * max_code * 128);
+    static constexpr int kQuadParts = 1;
+    static constexpr bool kWideX = false;
+    static constexpr bool kNarrow = true;
+    static constexpr bool kPlaneIsOperand = false;
+    template <int part>
+    static W operand(I32 quad) { return quad; }
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm256_set1_epi32(*p); }
@@ -231,52 +263,38 @@ struct Avx2 {
       const __m256i ones = _mm256_set1_epi16(1);
       return {_mm256_madd_epi16(acc.lo, ones), _mm256_madd_epi16(acc.hi, ones)};
     }
+    static I32 as_factor(I32 factor) {  // in both halves
+      return or_i32(and_i32(factor, set1_i32(0xffff)), shl<16>(factor));
+    }
+    static I32 add_product(I32 total, Acc acc, I32 factor) { return dot_i16(total, acc, factor); }
   };
 
-  // 8-bit codes, widened to int16: k0 and k2 of each output, then k1 and k3; the x words likewise.
+  // Larger ones, widened to int16: k0 and k2 of each output, then k1 and k3; the x words likewise.
   struct WideDot {
     using W = I32;
     using X = __m256i;
     using Acc = I32;
-    static constexpr bool kWideX = true;  // an x word holds two int16
-    static constexpr int kMaxSteps = kUnlimited;
+    static constexpr int kQuadParts = 2;
+    static constexpr bool kWideX = true;
+    static constexpr bool kNarrow = false;
+    static constexpr bool kPlaneIsOperand = false;
+    template <int part>
+    static W operand(I32 quad) {
+      if constexpr (part > 0) quad = shr<8>(quad);
+      return and_i32(quad, set1_i32(0x00ff00ff));
+    }
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm256_set1_epi32(*p); }
-    static Acc step(Acc acc, W w, X x) {
-      return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(w.lo, x)),
-              _mm256_add_epi32(acc.hi, _mm256_madd_epi16(w.hi, x))};
+    static Acc step(Acc acc, W w, X x) { return dot_i16(acc, w, {x, x}); }
+    static I32 as_factor(I32 factor) { return factor; }
+    static I32 add_product(I32 total, Acc acc, I32 factor) {
+      return add_i32(total, mul_i32(acc, factor));
     }
   };
 
-  template <int Bits>
-  struct IntDot : NarrowDot<(1 << Bits) - 1> {
-    using Tile = NarrowDot<(1 << Bits) - 1>;
-    static constexpr int kParts = 8 / Bits;  // operands in a plane row
-    template <int part>
-    static I32 split(I32 row) {
-      return and_i32(shr<part * Bits>(row), set1_i32(0x01010101 * ((1 << Bits) - 1)));
-    }
-  };
-
-  // Codes to float(code) - zero, for a zero point known before the loop.
-  template <int Bits>
-  struct Decoder {
-    F32 zero;
-    explicit Decoder(float z) : zero(set1(z)) {}
-    template <int shift>
-    F32 decode(I32 row) const {
-      return sub(to_f32(and_i32(shr<shift>(row), set1_i32((1 << Bits) - 1))), zero);
-    }
-  };
-};
-
-template <>
-struct Avx2::IntDot<8> : Avx2::WideDot {
-  using Tile = Avx2::WideDot;
-  static constexpr int kParts = 2;
-  template <int part>
-  static I32 split(I32 row) { return and_i32(shr<part * 8>(row), set1_i32(0x00ff00ff)); }
+  template <int top>
+  using DotFor = typename Choose<(top < 128), NarrowDot, WideDot>::type;
 };
 
 }  // namespace

@@ -137,54 +137,40 @@ struct Avx512Vnni {
     for (int i = 0; i < 16; ++i) r[i] = t[i];
   }
 
-  // Unsigned weight codes times signed activation codes. A plane row of 4-bit codes gives two
-  // operands of 4 consecutive k each, a row of 8-bit codes is one as it stands.
+  using ByteTable = __m512i;
+  using FloatTable = __m512;
+  static constexpr bool kLooksUpFloats = true;  // vpermps: a conversion and a subtraction less
+  static ByteTable byte_table(const uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static FloatTable float_table(const float* p) { return load(p); }
+  static I32 lookup(ByteTable t, I32 quad) { return _mm512_shuffle_epi8(t, quad); }
+  static F32 lookup_f32(FloatTable t, I32 codes) { return _mm512_permutexvar_ps(codes, t); }
+
+  static I32 dot_i16(I32 acc, I32 a, I32 b) { return _mm512_dpwssd_epi32(acc, a, b); }
+
+  // Unsigned weight operands times signed activation codes, in int32: see kSegment.
   struct U8Dot {
     using W = I32;
     using X = I32;
     using Acc = I32;
-    static constexpr bool kWideX = false;       // an x word holds four int8
-    static constexpr int kMaxSteps = kUnlimited;  // int32 accumulation: see kSegment
+    static constexpr int kQuadParts = 1;
+    static constexpr bool kWideX = false;
+    static constexpr bool kNarrow = false;
+    static constexpr bool kPlaneIsOperand = true;
+    template <int part>
+    static W operand(I32 quad) { return quad; }
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm512_set1_epi32(*p); }
     static Acc step(Acc acc, W w, X x) { return _mm512_dpbusd_epi32(acc, w, x); }
-  };
-  template <int Bits>
-  struct IntDot : U8Dot {
-    using Tile = U8Dot;                       // what the expanded rows are multiplied with
-    static constexpr int kParts = 8 / Bits;   // operands in a plane row
-    template <int part>
-    static I32 split(I32 row) {
-      if constexpr (Bits == 8) {
-        return row;
-      } else {
-        return and_i32(shr<part * Bits>(row), set1_i32(0x01010101 * ((1 << Bits) - 1)));
-      }
+    static I32 as_factor(I32 factor) { return factor; }
+    static I32 add_product(I32 total, Acc acc, I32 factor) {
+      return add_i32(total, mul_i32(acc, factor));
     }
   };
-
-  // Codes to float(code) - zero, for a zero point known before the loop.
-  template <int Bits>
-  struct Decoder {
-    F32 zero;
-    explicit Decoder(float z) : zero(set1(z)) {}
-    template <int shift>
-    F32 decode(I32 row) const {
-      return sub(to_f32(and_i32(shr<shift>(row), set1_i32((1 << Bits) - 1))), zero);
-    }
-  };
-};
-
-// 16 codes: vpermps looks float(code) - zero up, and reads only the low four bits of its index.
-template <>
-struct Avx512Vnni::Decoder<4> {
-  F32 table;
-  explicit Decoder(float z)
-      : table(sub(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), set1(z))) {
-  }
-  template <int shift>
-  F32 decode(I32 row) const { return _mm512_permutexvar_ps(shr<shift>(row), table); }
+  template <int top>
+  using DotFor = U8Dot;
 };
 
 }  // namespace

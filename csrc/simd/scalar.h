@@ -218,14 +218,56 @@ struct Scalar {
     }
   }
 
-  // Unsigned weight codes times signed activation codes, four consecutive k a step. The lanes are
-  // taken byte by byte, so that any byte order of the CPU gives the same.
+  // Tables of 16: of bytes for the codes of a quad, each 0 .. 15, and of floats for a code in the
+  // low four bits of each lane, whatever is above.
+  struct ByteTable {
+    uint8_t v[16];
+  };
+  struct FloatTable {
+    float v[16];
+  };
+  static constexpr bool kLooksUpFloats = false;  // 4-bit codes: no faster than converting
+  static ByteTable byte_table(const uint8_t* p) {
+    ByteTable t;
+    memcpy(t.v, p, sizeof t.v);
+    return t;
+  }
+  static FloatTable float_table(const float* p) {
+    FloatTable t;
+    memcpy(t.v, p, sizeof t.v);
+    return t;
+  }
+  static I32 lookup(const ByteTable& t, I32 quad) {
+    return map_i32([&](int i) {
+      const uint32_t q = u(quad.v[i]);
+      return t.v[q & 15] | t.v[q >> 8 & 15] << 8 | t.v[q >> 16 & 15] << 16 |
+             static_cast<uint32_t>(t.v[q >> 24 & 15]) << 24;
+    });
+  }
+  static F32 lookup_f32(const FloatTable& t, I32 codes) {
+    return map_f32([&](int i) { return t.v[codes.v[i] & 15]; });
+  }
+
+  // acc + both products of the int16 halves of a and b.
+  static I32 dot_i16(I32 acc, I32 a, I32 b) {
+    const auto low = [](int32_t x) { return int32_t{static_cast<int16_t>(x & 0xffff)}; };
+    return map_i32([&](int i) {
+      return u(acc.v[i]) + u(low(a.v[i]) * low(b.v[i])) + u((a.v[i] >> 16) * (b.v[i] >> 16));
+    });
+  }
+
+  // Unsigned weight operands times signed activation codes, four consecutive k a step. The lanes
+  // are taken byte by byte, so that any byte order of the CPU gives the same.
   struct U8Dot {
     using W = I32;
     using X = int32_t;
     using Acc = I32;
-    static constexpr bool kWideX = false;
-    static constexpr int kMaxSteps = kUnlimited;
+    static constexpr int kQuadParts = 1;  // operands that a quad of codes gives
+    static constexpr bool kWideX = false;  // whether x words hold two int16 instead of four int8
+    static constexpr bool kNarrow = false;  // whether Acc is narrower than the sum
+    static constexpr bool kPlaneIsOperand = true;  // a row of 8-bit codes as it stands
+    template <int part>
+    static W operand(I32 quad) { return quad; }
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return *p; }
@@ -244,27 +286,15 @@ struct Scalar {
         return u(acc.v[i]) + u(w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3);
       });
     }
-  };
-  template <int Bits>
-  struct IntDot : U8Dot {
-    using Tile = U8Dot;
-    static constexpr int kParts = 8 / Bits;
-    template <int part>
-    static I32 split(I32 row) {
-      const int32_t mask = static_cast<int32_t>(0x01010101u * ((1u << Bits) - 1));
-      return and_i32(shr<part * Bits>(row), set1_i32(mask));
+    // total + acc * factor, the factor (-128 .. 255) as `as_factor` has made it.
+    static I32 as_factor(I32 factor) { return factor; }
+    static I32 add_product(I32 total, Acc acc, I32 factor) {
+      return add_i32(total, mul_i32(acc, factor));
     }
   };
-
-  template <int Bits>
-  struct Decoder {
-    float zero;
-    explicit Decoder(float z) : zero(z) {}
-    template <int shift>
-    F32 decode(I32 row) const {
-      return sub(to_f32(and_i32(shr<shift>(row), set1_i32((1 << Bits) - 1))), set1(zero));
-    }
-  };
+  // What multiplies operands of 0 .. top.
+  template <int top>
+  using DotFor = U8Dot;
 };
 
 }  // namespace

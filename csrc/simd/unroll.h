@@ -19,12 +19,18 @@
 namespace nibblas {
 namespace {
 
-// The kMaxSteps of an accumulator that is as wide as the sum.
-constexpr int kUnlimited = 1 << 30;
-
 template <int N>
 struct Index {
   static constexpr int value = N;
+};
+
+template <bool condition, class Yes, class No>
+struct Choose {
+  using type = Yes;
+};
+template <class Yes, class No>
+struct Choose<false, Yes, No> {
+  using type = No;
 };
 
 // f(Index<0>), f(Index<1>), ... f(Index<N - 1>)

@@ -11,13 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PANEL = 16
 """Output features that are stored together."""
 
 MIN_GROUP = 16
 MAX_GROUP = 4096
+
+SUPER_BLOCK = 256
+"""Codes under one super-scale of the two-level schemes."""
+
+CODEBOOK = 16
+"""Values of a codebook."""
 
 LAYOUT_VERSION = 1
 """Version of the planes' layout in memory; files carry it."""
@@ -28,7 +34,8 @@ class Scheme:
     """How the codes of a packed weight become values.
 
     A code c of a group with scale s stands for ``(c - zero) * s``, where zero is one number for
-    the whole matrix or a code of its own for each group, or for ``c * s + m`` with a minimum m.
+    the whole matrix or one of its own for each group, or for ``c * s + m`` with a minimum m. With
+    a codebook it stands for ``codebook[c] * s``.
 
     Attributes
     ----------
@@ -48,7 +55,18 @@ class Scheme:
     rules : tuple of str
         The rules by which `quantize` may choose scales.
     scale_types : tuple of str
-        Types in which scales may be stored.
+        Types in which scales may be stored: a key of STORED_DTYPES.
+    fixed_group : int or None
+        The only group size there is, for formats that define it.
+    two_level : bool
+        Whether a group's scale (and min) is a small integer times a float16 that 256 codes share.
+    nibble_mins : bool
+        Two-level: whether a byte of the scales holds the scale in its low and the min in its high
+        nibble.
+    codebook : tuple of float or None
+        What the 16 codes stand for.
+    codebook_dtype : str or None
+        "float32": a table that a weight may bring its own of. "int8": the exact integers given.
     """
 
     name: str
@@ -59,6 +77,11 @@ class Scheme:
     default_group_size: int | None
     rules: tuple[str, ...] = ("mse", "absmax")
     scale_types: tuple[str, ...] = ("float16", "float32", "bfloat16")
+    fixed_group: int | None = None
+    two_level: bool = False
+    nibble_mins: bool = False
+    codebook: tuple[float, ...] | None = None
+    codebook_dtype: str | None = None
 
     @property
     def slices(self) -> tuple[int, ...]:
@@ -80,7 +103,12 @@ class Scheme:
     @property
     def code_max(self) -> int:
         """The greatest integer that `pack` takes."""
-        return self.code_min + (1 << self.bits) - 1
+        return self.code_min + self.top_code
+
+    @property
+    def top_code(self) -> int:
+        """The greatest stored code."""
+        return 2 * self.zero if self.name == "ternary" else (1 << self.bits) - 1
 
     @property
     def code_dtype(self) -> str:
@@ -145,7 +173,19 @@ def resolve_group_size(group_size: object, scheme: Scheme, depth: int) -> int | 
         group_size = scheme.default_group_size
     elif isinstance(group_size, str):
         raise ValueError(f'group_size must be an int, None or "auto", got {group_size!r}')
-    return stored_group_size(group_size, depth)
+    size = check_group_size(group_size)
+    check_fixed_group(size, scheme, depth)
+    return size if scheme.two_level else stored_group_size(size, depth)
+
+
+def check_fixed_group(group_size: int | None, scheme: Scheme, depth: int) -> None:
+    """ValueError where the scheme defines its group size and this is another one."""
+    fixed = scheme.fixed_group
+    if fixed is None or group_size == fixed:
+        return
+    if group_size is None and depth <= fixed and not scheme.two_level:
+        return  # one group is the whole row
+    raise ValueError(f"group_size of {scheme.name} must be {fixed}, got {group_size}")
 
 
 def stored_group_size(group_size: object, depth: int) -> int | None:
@@ -160,12 +200,14 @@ def stored_group_size(group_size: object, depth: int) -> int | None:
     return size
 
 
-def divide_group_size(group_size: object, depth: int) -> tuple[int | None, int]:
+def divide_group_size(group_size: object, scheme: Scheme, depth: int) -> tuple[int | None, int]:
     """The stored group size for groups of any size, and how often each scale is repeated.
 
     Groups of 48 are stored as groups of 16 whose scales are repeated three times: 16 is the
     largest power of two that divides 48. Groups whose divisor is below 16 cannot be stored.
     """
+    if scheme.fixed_group is not None or group_size == "auto":
+        return resolve_group_size(group_size, scheme, depth), 1
     size = check_group_size(group_size)
     if size is None or size >= depth:
         return None, 1
@@ -178,9 +220,12 @@ def divide_group_size(group_size: object, depth: int) -> tuple[int | None, int]:
     return divisor, size // divisor
 
 
-def padded_depth(depth: int, group_size: int | None) -> int:
-    """Input features as stored: rounded up to whole groups and to whole runs of 64 codes."""
-    unit = max(group_size or 0, 64)
+def padded_depth(depth: int, group_size: int | None, two_level: bool = False) -> int:
+    """Input features as stored: rounded up to whole groups and to whole runs of 64 codes.
+
+    Two-level schemes: to whole super-blocks of 256.
+    """
+    unit = SUPER_BLOCK if two_level else max(group_size or 0, 64)
     return -(-depth // unit) * unit
 
 
@@ -189,9 +234,16 @@ def group_count(depth: int, group_size: int | None) -> int:
     return 1 if group_size is None else -(-depth // group_size)
 
 
-def stored_group_count(depth: int, group_size: int | None) -> int:
+def super_count(depth: int) -> int:
+    """Super-blocks per output of a two-level scheme: ceil(K / 256)."""
+    return -(-depth // SUPER_BLOCK)
+
+
+def stored_group_count(depth: int, group_size: int | None, two_level: bool = False) -> int:
     """Groups per output as stored, with those of the padding."""
-    return 1 if group_size is None else padded_depth(depth, group_size) // group_size
+    if group_size is None:
+        return 1
+    return padded_depth(depth, group_size, two_level) // group_size
 
 
 def plane_specs(
@@ -201,42 +253,122 @@ def plane_specs(
     *,
     scale_type: str,
     offset: str = "symmetric",
-    min_type: str = "float32",
+    offset_type: str = "float32",
     has_input_order: bool = False,
 ) -> dict[str, PlaneSpec]:
-    """Dtype and shape of every plane of such a weight, in the order in which they are stored."""
+    """Dtype and shape of every plane of such a weight, in the order in which they are stored.
+
+    `offset_type` is that of the mins or zero points: a key of STORED_DTYPES.
+    """
     cols, depth = shape
     panels = -(-cols // PANEL)
-    depth_padded = padded_depth(depth, group_size)
-    per_group = (panels, stored_group_count(depth, group_size), PANEL)
+    depth_padded = padded_depth(depth, group_size, scheme.two_level)
+    per_group = (panels, stored_group_count(depth, group_size, scheme.two_level), PANEL)
+    per_super = (panels, super_count(depth), PANEL)
     specs = {
         name: PlaneSpec("uint8", (panels, depth_padded * bits // 32, PANEL, 4))
         for name, bits in zip(scheme.code_planes, scheme.slices, strict=True)
     }
     specs["scales"] = PlaneSpec(STORED_DTYPES[scale_type], per_group)
     if offset == "zero_point":
-        specs["zero_points"] = PlaneSpec("uint8", per_group)
-    elif offset == "min":
-        specs["mins"] = PlaneSpec(STORED_DTYPES[min_type], per_group)
+        specs["zero_points"] = PlaneSpec(STORED_DTYPES[offset_type], per_group)
+    elif offset == "min" and not scheme.nibble_mins:
+        specs["mins"] = PlaneSpec(STORED_DTYPES[offset_type], per_group)
+    if scheme.two_level:
+        specs["super_scales"] = PlaneSpec("float16", per_super)
+        if offset == "min":
+            specs["super_mins"] = PlaneSpec("float16", per_super)
+    if scheme.codebook_dtype == "float32":
+        specs["codebook"] = PlaneSpec("float32", (CODEBOOK,))
     if has_input_order:
         specs["input_order"] = PlaneSpec("int32", (depth,))
     return specs
 
 
 STORED_DTYPES: Mapping[str, str] = MappingProxyType(
-    {"float16": "float16", "float32": "float32", "bfloat16": "uint16"}
+    {
+        "float16": "float16",
+        "float32": "float32",
+        "bfloat16": "uint16",
+        "e8m0": "uint8",
+        "e4m3": "uint8",
+        "uint8": "uint8",
+        "int8": "int8",
+    }
 )
-"""NumPy dtype in which scales and mins of a type are held."""
+"""NumPy dtype in which scales, mins and zero points of a type are held."""
+
+NF4 = (
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
+"""The 4-bit NormalFloat of QLoRA: quantiles of the normal distribution, exact in float32."""
+
+_FP4_MAGNITUDES = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)
+FP4 = tuple(sign * m / 12 for sign in (1, -1) for m in _FP4_MAGNITUDES)
+"""The 4-bit float of bitsandbytes, scaled to [-1, 1], in the order of its codes."""
+
+E2M1_DOUBLED = tuple(float(s * m) for s in (1, -1) for m in (0, 1, 2, 3, 4, 6, 8, 12))
+"""Twice the values of the e2m1 codes of the OCP MX formats; the top bit is the sign."""
+
+IQ4_NL = tuple(
+    map(float, (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113))
+)
+"""The non-linear table of GGUF's IQ4 types."""
 
 
-def _integer(bits: int, *, signed: bool, default_group_size: int | None) -> Scheme:
+def _integer(bits: int, *, signed: bool) -> Scheme:
     return Scheme(
         name=f"{'int' if signed else 'uint'}{bits}",
         bits=bits,
         signed=signed,
         zero=1 << (bits - 1) if signed else 0,
         offsets=("symmetric",) if signed else ("zero_point", "min"),
-        default_group_size=default_group_size,
+        default_group_size=None if bits == 8 else 32,
+    )
+
+
+def _codebook(name: str, table: tuple[float, ...], dtype: str, group: int, **other: Any) -> Scheme:
+    return Scheme(
+        name=name,
+        bits=4,
+        signed=False,
+        zero=0,
+        offsets=("symmetric",),
+        default_group_size=group,
+        codebook=table,
+        codebook_dtype=dtype,
+        **other,
+    )
+
+
+def _two_level(name: str, bits: int, group: int, *, zero: int | None, **other: Any) -> Scheme:
+    """A scheme of GGUF; `zero` is the code of 0, None where there are mins instead."""
+    return Scheme(
+        name=name,
+        bits=bits,
+        signed=False,
+        zero=zero or 0,
+        offsets=("min",) if zero is None else ("symmetric",),
+        default_group_size=group,
+        fixed_group=group,
+        two_level=True,
+        scale_types=("uint8",) if zero is None else ("int8",),
+        **other,
     )
 
 
@@ -244,10 +376,20 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
     {
         scheme.name: scheme
         for scheme in (
-            _integer(8, signed=True, default_group_size=None),
-            _integer(8, signed=False, default_group_size=None),
-            _integer(4, signed=True, default_group_size=32),
-            _integer(4, signed=False, default_group_size=32),
+            *(_integer(bits, signed=True) for bits in (8, 4, 2, 3, 5, 6, 7)),
+            *(_integer(bits, signed=False) for bits in (8, 4, 1, 2, 3, 5, 6, 7)),
+            Scheme("ternary", 2, True, 1, ("symmetric",), 256),
+            _codebook("nf4", NF4, "float32", 64),
+            _codebook("fp4", FP4, "float32", 64),
+            _codebook("iq4_nl", IQ4_NL, "int8", 32),
+            _codebook("mxfp4", E2M1_DOUBLED, "int8", 32, scale_types=("e8m0",), fixed_group=32),
+            _codebook("nvfp4", E2M1_DOUBLED, "int8", 16, scale_types=("e4m3",), fixed_group=16),
+            _two_level("q2_k", 2, 16, zero=None, nibble_mins=True),
+            _two_level("q3_k", 3, 16, zero=4),
+            _two_level("q4_k", 4, 32, zero=None),
+            _two_level("q5_k", 5, 32, zero=None),
+            _two_level("q6_k", 6, 16, zero=32),
+            _two_level("iq4_xs", 4, 32, zero=0, codebook=IQ4_NL, codebook_dtype="int8"),
         )
     }
 )

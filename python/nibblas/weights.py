@@ -20,8 +20,14 @@ from nibblas._arrays import (
     read_only,
     thread_count,
 )
-from nibblas._planes import check_planes, from_panels, offset_of, scale_type_of
-from nibblas.schemes import LAYOUT_VERSION, Scheme, get_scheme, group_count
+from nibblas._planes import (
+    check_planes,
+    check_tensor_scale,
+    from_panels,
+    offset_of,
+    scale_type_of,
+)
+from nibblas.schemes import LAYOUT_VERSION, Scheme, get_scheme, group_count, super_count
 
 
 class PackedWeight:
@@ -35,7 +41,17 @@ class PackedWeight:
     gives a dense array.
     """
 
-    __slots__ = ("__weakref__", "_group_size", "_native", "_planes", "_scheme", "_shape", "_zero")
+    __slots__ = (
+        "__weakref__",
+        "_group_size",
+        "_native",
+        "_planes",
+        "_scheme",
+        "_shape",
+        "_tensor_divisor",
+        "_tensor_scale",
+        "_zero",
+    )
 
     # NumPy then leaves `x @ w.T` to us, and refuses `x * w`.
     __array_ufunc__ = None
@@ -45,6 +61,8 @@ class PackedWeight:
     _planes: dict[str, Array]
     _scheme: Scheme
     _shape: tuple[int, int]
+    _tensor_divisor: float | None
+    _tensor_scale: float | None
     _zero: int
 
     def __init__(self) -> None:
@@ -78,13 +96,26 @@ class PackedWeight:
 
     @property
     def scale_dtype(self) -> str:
-        """Type in which scales are stored: "float16", "float32" or "bfloat16"."""
-        return scale_type_of(self._planes["scales"])
+        """Type in which scales are stored: "float16", "float32" or "bfloat16".
+
+        Of "mxfp4" it is "e8m0", of "nvfp4" "e4m3", of the two-level schemes "uint8" or "int8".
+        """
+        return scale_type_of(self._scheme, self._planes["scales"])
 
     @property
     def offset(self) -> str:
         """What a group has besides its scale: "symmetric" (nothing), "zero_point" or "min"."""
-        return offset_of(self._planes)
+        return offset_of(self._scheme, self._planes)
+
+    @property
+    def tensor_scale(self) -> float | None:
+        """What every scale is multiplied by, of a weight that has such a number ("nvfp4")."""
+        return self._tensor_scale
+
+    @property
+    def tensor_divisor(self) -> float | None:
+        """What every scale is divided by, of a weight that has such a number ("nvfp4")."""
+        return self._tensor_divisor
 
     @property
     def nbytes(self) -> int:
@@ -103,7 +134,8 @@ class PackedWeight:
 
         "codes" (for widths kept in slices "codes_0", "codes_1", ...) is uint8 [P, Kp*b/32, 16, 4]
         with P = ceil(N / 16); "scales" [P, G, 16]; where present "zero_points" and "mins", like
-        the scales, and "input_order" int32 [K]. bfloat16 is held as its bits, in uint16.
+        the scales, "super_scales" and "super_mins" [P, Kp/256, 16], "codebook" float32 [16], and
+        "input_order" int32 [K]. bfloat16 is held as its bits, in uint16.
         """
         return dict(self._planes)
 
@@ -174,7 +206,8 @@ class PackedWeight:
         dict
             ``codes`` (N, K), int8 or uint8, as `pack` takes them; ``scales`` (N, G); where the
             weight has them ``zero_points`` uint8 (N, G), ``mins`` (N, G), ``input_order`` int32
-            (K,); and the plain values ``scheme``, ``group_size`` and ``zero``.
+            (K,); and the plain values ``scheme``, ``group_size`` and ``zero``. What further
+            arguments `pack` takes for the scheme is there, too: ``pack(**w.unpack())`` is `w`.
 
         Notes
         -----
@@ -204,6 +237,10 @@ class PackedWeight:
         """
         parts = self._parts(num_threads)
         del parts["scheme"]
+        parts["bits"] = self._scheme.bits
+        parts["scale_type"] = self.scale_dtype
+        if self._scheme.codebook_dtype == "int8":
+            parts["codebook"] = np.array(self._scheme.codebook, np.int8)
         return parts
 
     def _parts(self, num_threads: int | None) -> dict[str, Any]:
@@ -215,14 +252,26 @@ class PackedWeight:
             "group_size": self._group_size,
             "zero": self._zero,
         }
-        for name in ("scales", "zero_points", "mins"):
+        for name in ("scales", "zero_points", "mins", "super_scales", "super_mins"):
             plane = self._planes.get(name)
             if plane is not None:
-                values = from_panels(plane, cols, groups)
+                count = super_count(depth) if name.startswith("super") else groups
+                values = from_panels(plane, cols, count)
                 parts[name] = values.view(bfloat16()) if plane.dtype == np.uint16 else values
-        if "input_order" in self._planes:
-            parts["input_order"] = self._planes["input_order"].copy()
+        if self._scheme.nibble_mins:
+            parts["mins"] = parts["scales"] >> 4
+            parts["scales"] &= 15
+        for name in ("codebook", "input_order"):
+            if name in self._planes:
+                parts[name] = self._planes[name].copy()
+        for name, number in self._tensor_numbers().items():
+            parts[name] = number
         return parts
+
+    def _tensor_numbers(self) -> dict[str, float]:
+        """Of tensor_scale and tensor_divisor the one there is, if any."""
+        numbers = {"tensor_scale": self._tensor_scale, "tensor_divisor": self._tensor_divisor}
+        return {name: number for name, number in numbers.items() if number is not None}
 
     def copy(self) -> PackedWeight:
         """A weight with planes of its own, in memory at multiples of 64 bytes.
@@ -230,7 +279,15 @@ class PackedWeight:
         Detaches a memory-mapped weight from its file.
         """
         planes = {name: aligned_copy(plane) for name, plane in self._planes.items()}
-        return make_weight(self._scheme, self._shape, self._group_size, planes, self._zero)
+        return make_weight(
+            self._scheme,
+            self._shape,
+            self._group_size,
+            planes,
+            self._zero,
+            self._tensor_scale,
+            self._tensor_divisor,
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the weight to a file in the safetensors format; `load` reads it.
@@ -257,6 +314,8 @@ class PackedWeight:
             self._group_size,
             self._zero,
             self._planes,
+            self._tensor_scale,
+            self._tensor_divisor,
         )
 
     def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -322,20 +381,34 @@ def make_weight(
     group_size: int | None,
     planes: Mapping[str, Array],
     zero: int,
+    tensor_scale: float | None = None,
+    tensor_divisor: float | None = None,
 ) -> PackedWeight:
     """The weight with these planes, which it shares and must fit the layout (ValueError)."""
     planes = check_planes(scheme, shape, group_size, planes, zero)
+    check_tensor_scale(scheme, tensor_scale, tensor_divisor)
     weight = object.__new__(PackedWeight)
+    if scheme.codebook_dtype == "int8":
+        codebook = np.array(scheme.codebook, np.int8)
+    else:
+        codebook = planes.get("codebook")
     native = _nibblas.Weight(
         shape,
         group_size or 0,
         scheme.bits,
         [planes[name] for name in scheme.code_planes],
         planes["scales"],
+        scale_type=scale_type_of(scheme, planes["scales"]),
         zero=zero,
         is_signed=scheme.signed,
         zero_points=planes.get("zero_points"),
         mins=planes.get("mins"),
+        nibble_mins=scheme.nibble_mins,
+        super_scales=planes.get("super_scales"),
+        super_mins=planes.get("super_mins"),
+        codebook=codebook,
+        tensor_scale=tensor_scale,
+        tensor_divisor=tensor_divisor,
         input_order=planes.get("input_order"),
     )
     for name, value in (
@@ -343,6 +416,8 @@ def make_weight(
         ("_shape", shape),
         ("_group_size", group_size),
         ("_zero", zero),
+        ("_tensor_scale", tensor_scale),
+        ("_tensor_divisor", tensor_divisor),
         ("_planes", {name: read_only(plane) for name, plane in planes.items()}),
         ("_native", native),
     ):
@@ -357,13 +432,17 @@ def _unpickle(
     group_size: int | None,
     zero: int,
     planes: dict[str, Array],
+    tensor_scale: float | None = None,
+    tensor_divisor: float | None = None,
 ) -> PackedWeight:
     if layout_version != LAYOUT_VERSION:
         raise ValueError(
             f"pickled PackedWeight has layout_version {layout_version}, "
             f"this nibblas reads {LAYOUT_VERSION}"
         )
-    return make_weight(get_scheme(scheme), shape, group_size, planes, zero)
+    return make_weight(
+        get_scheme(scheme), shape, group_size, planes, zero, tensor_scale, tensor_divisor
+    )
 
 
 def _row_numbers(indices: npt.ArrayLike, cols: int) -> Array:

@@ -9,6 +9,7 @@ scheme, shape, group_size, zero and planes. All other tensors are plain arrays.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -180,6 +181,7 @@ def describe(weight: PackedWeight) -> dict[str, Any]:
         "shape": weight.shape,
         "group_size": weight.group_size,
         "zero": weight._zero,
+        **weight._tensor_numbers(),
         "planes": list(weight.planes),
     }
 
@@ -239,6 +241,8 @@ def _read_weight(
     )
     group_size = field("group_size", "a size or null", lambda v: v is None or _is_size(v))
     zero = field("zero", "a code", _is_size)
+    tensor_scale = field("tensor_scale", "a number or nothing", _is_number)
+    tensor_divisor = field("tensor_divisor", "a number or nothing", _is_number)
     names = field(
         "planes",
         "names",
@@ -254,7 +258,15 @@ def _read_weight(
         claimed.add(tensor)
         planes[plane] = _read_plane(file, tensor)
     try:
-        return make_weight(get_scheme(scheme_name), (shape[0], shape[1]), group_size, planes, zero)
+        return make_weight(
+            get_scheme(scheme_name),
+            (shape[0], shape[1]),
+            group_size,
+            planes,
+            zero,
+            tensor_scale,
+            tensor_divisor,
+        )
     except ValueError as error:
         raise file.error(f"weight {name!r}: {error}") from None
 
@@ -268,3 +280,7 @@ def _read_plane(file: SafetensorsFile, name: str) -> Array:
 
 def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and math.isfinite(value))

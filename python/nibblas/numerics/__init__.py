@@ -11,6 +11,7 @@ from .fma import fma
 from .layout import (
     bfloat16_to_float32,
     canonical_nan,
+    e4m3_to_float32,
     e8m0_to_float32,
     float32_to_bfloat16,
     float32_to_float16,
@@ -48,6 +49,7 @@ __all__ = [
     "bfloat16_to_float32",
     "canonical_nan",
     "dequantize",
+    "e4m3_to_float32",
     "e8m0_to_float32",
     "float32_to_bfloat16",
     "float32_to_float16",

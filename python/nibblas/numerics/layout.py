@@ -257,6 +257,25 @@ def e8m0_to_float32(exponents: np.ndarray) -> np.ndarray:
     return np.where(e == 255, np.uint32(NAN_FLOAT32), bits).astype(np.uint32).view(np.float32)
 
 
+def e4m3_to_float32(bits: np.ndarray) -> np.ndarray:
+    """Decode e4m3 scales (uint8) to half their value, exactly: they go with doubled e2m1 codes.
+
+    Sign, four bits of exponent with bias 7, three of fraction; 0x7F and 0xFF are NaN, there is no
+    infinity.
+
+    Examples
+    --------
+    >>> e4m3_to_float32(np.array([0x38, 0xC0, 0x7E, 0x01], np.uint8))
+    array([ 5.0000000e-01, -1.0000000e+00,  2.2400000e+02,  9.7656250e-04], dtype=float32)
+    """
+    bits = np.asarray(bits, np.uint8)
+    exponent, fraction = (bits >> 3) & 15, (bits & 7).astype(np.float32)
+    normal = np.ldexp(fraction + 8, exponent.astype(np.int32) - 11)  # (8 + f)/8 * 2^(e-7) / 2
+    magnitude = np.where(exponent == 0, fraction * np.float32(2.0**-10), normal)
+    magnitude = np.where(bits & 127 == 127, np.uint32(NAN_FLOAT32).view(np.float32), magnitude)
+    return np.where(bits >> 7, -magnitude, magnitude).astype(np.float32)
+
+
 def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
     """Decode bfloat16 bits (uint16) to float32, exactly: they are its upper half."""
     return (np.asarray(bits, np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -312,13 +331,18 @@ def to_float32(values: np.ndarray, name: str = "x") -> np.ndarray:
     )
 
 
-def scales_to_float32(values: np.ndarray, name: str = "scales") -> np.ndarray:
-    """Decode stored scales or mins: as :func:`to_float32`, uint16 is bfloat16, uint8 is e8m0."""
+def scales_to_float32(
+    values: np.ndarray, name: str = "scales", *, scale_type: str = "e8m0"
+) -> np.ndarray:
+    """Decode stored scales, mins or float zero points.
+
+    As :func:`to_float32`; besides, uint16 is bfloat16, and uint8 is `scale_type`: e8m0 or e4m3.
+    """
     values = np.asarray(values)
     if values.dtype == np.uint16:
         return bfloat16_to_float32(values)
     if values.dtype == np.uint8:
-        return e8m0_to_float32(values)
+        return e4m3_to_float32(values) if scale_type == "e4m3" else e8m0_to_float32(values)
     return to_float32(values, name)
 
 

@@ -23,8 +23,11 @@ class Parts(TypedDict, total=False):
     """(N, K), a column per input: the stored uint8, or int8 that are the integers themselves."""
 
     scales: np.ndarray
-    """(N, G) float16, float32, bfloat16 (of ml_dtypes, or its bits in uint16) or e8m0 in uint8.
-    In a two-level scheme the sub-scales, uint8 or int8."""
+    """(N, G) float16, float32, bfloat16 (of ml_dtypes, or its bits in uint16), or e8m0 or e4m3 in
+    uint8. In a two-level scheme the sub-scales, uint8 or int8."""
+
+    scale_type: str
+    """"e4m3" where scales of uint8 are that; they are e8m0 otherwise."""
 
     group_size: int | None
     """None: one group, the whole row."""
@@ -33,7 +36,8 @@ class Parts(TypedDict, total=False):
     """Subtracted from all codes; 0 if absent. Not used where there are zero_points."""
 
     zero_points: np.ndarray | None
-    """uint8 (N, G)."""
+    """(N, G) uint8, or float16, float32 or bfloat16: then m = -(z * s), rounded once, is what is
+    added to code * s, as mins are."""
 
     mins: np.ndarray | None
     """(N, G) float16, float32 or bfloat16, added to the value. Two-level: uint8 sub-mins."""
@@ -52,7 +56,10 @@ class Parts(TypedDict, total=False):
     group ``j // group_size`` and in which sums run."""
 
     tensor_scale: float | None
-    """Reserved: this version of the contract has no rule for it, so it is refused."""
+    """float32 that multiplies every scale, rounded once."""
+
+    tensor_divisor: float | None
+    """float32 that divides every scale, rounded once."""
 
     bits: int
     """Width of a code. Nothing here needs it."""
@@ -108,8 +115,6 @@ def decode(parts: Parts) -> Decoded:
         raise TypeError(f"codes must be uint8 or int8, not {codes.dtype}")
     if codes.ndim != 2:
         raise ValueError(f"codes must have shape (N, K), not {codes.shape}")
-    if parts.get("tensor_scale") is not None:
-        raise ValueError("this version of the contract has no rule for tensor_scale")
     cols, depth = codes.shape
     two_level = parts.get("super_scales") is not None
     group_size = parts["group_size"]
@@ -134,7 +139,10 @@ def decode(parts: Parts) -> Decoded:
     group_of = np.arange(depth) // group
     zero = np.asarray(parts.get("zero", 0), np.int64)
     zero_points = columns("zero_points", groups)
-    if zero_points is not None:
+    float_zeros = zero_points is not None and zero_points.dtype != np.uint8
+    if float_zeros:
+        zero = np.asarray(0, np.int64)
+    elif zero_points is not None:
         zero = zero_points[:, group_of].astype(np.int64)
 
     codebook = parts.get("codebook")
@@ -161,10 +169,15 @@ def decode(parts: Parts) -> Decoded:
     if scales is None:
         raise ValueError("a weight needs scales")
     if not two_level:
-        return decoded(
-            scales_to_float32(scales, "scales"),
-            None if mins is None else scales_to_float32(mins, "mins"),
-        )
+        s = scales_to_float32(scales, scale_type=parts.get("scale_type", "e8m0"))
+        with np.errstate(all="ignore"):
+            if parts.get("tensor_scale") is not None:
+                s = s * np.float32(parts["tensor_scale"])
+            if parts.get("tensor_divisor") is not None:
+                s = s / np.float32(parts["tensor_divisor"])
+            if float_zeros:
+                return decoded(s, -(scales_to_float32(zero_points, "zero_points") * s))
+        return decoded(s, None if mins is None else scales_to_float32(mins, "mins"))
 
     supers = -(-depth // SUPER_BLOCK)
     super_of = np.arange(groups) * group // SUPER_BLOCK

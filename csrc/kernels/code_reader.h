@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// Codes from their planes, four consecutive k of 16 outputs at a time.
+#pragma once
+
+#include "kernels/values.h"
+
+namespace nibblas {
+namespace {
+
+constexpr int count_slices(int bits) { return bits ? (bits & 1) + count_slices(bits >> 1) : 0; }
+
+// The highest of the powers of two that make up `bits` comes first: 6 = 4 + 2.
+constexpr int slice_width(int bits, int slice) {
+  int width = 8;
+  for (int left = slice; !(bits & width) || left-- > 0;) width /= 2;
+  return width;
+}
+constexpr int slice_low(int bits, int slice) {
+  return slice == 0 ? 0 : slice_low(bits, slice - 1) + slice_width(bits, slice - 1);
+}
+
+// Reads NV panels side by side. A quad is an I32 whose byte i of lane c is the code of output c at
+// the quad's i-th k.
+template <class T, int Bits>
+class CodeReader {
+ public:
+  static constexpr int kSlices = count_slices(Bits);
+  static constexpr int kStep = 32 / (Bits & -Bits);  // codes that fill whole rows of every plane
+  static constexpr int kQuads = kStep / 4;
+
+  // From k on, a multiple of kStep.
+  CodeReader(const Weight& w, int64_t panel, int64_t k) {
+    for (int s = 0; s < kSlices; ++s) {
+      const int width = w.slice[s].bits;
+      stride_[s] = plane_rows(w.depth_padded, width) * kRowBytes;
+      row_[s] = w.slice[s].data + panel * stride_[s] + plane_rows(k, width) * kRowBytes;
+    }
+  }
+
+  // Quad q of the step, of the n-th panel.
+  template <int q>
+  NIBBLAS_INLINE typename T::I32 quad(int n) const {
+    auto code = T::zero_i32();
+    unroll<kSlices>([&](auto s) NIBBLAS_INLINE_LAMBDA {
+      constexpr int width = slice_width(Bits, s.value);
+      constexpr int low = slice_low(Bits, s.value);
+      constexpr int per_byte = 8 / width;
+      constexpr int shift = q % per_byte * width - low;
+      auto part = T::load_i32(row_[s.value] + n * stride_[s.value] + q / per_byte * kRowBytes);
+      // Bits that cross into a neighbouring byte are outside the mask.
+      if constexpr (shift > 0) part = T::template shr<shift>(part);
+      if constexpr (shift < 0) part = T::template shl<-shift>(part);
+      if constexpr (width < 8) part = T::and_i32(part, mask<width, low>());
+      if constexpr (s.value == 0) {
+        code = part;
+      } else {
+        code = T::or_i32(code, part);
+      }
+    });
+    return code;
+  }
+
+  NIBBLAS_INLINE void next() {
+    unroll<kSlices>([&](auto s) NIBBLAS_INLINE_LAMBDA {
+      row_[s.value] += rows_per_step<s.value>() * kRowBytes;
+    });
+  }
+
+  // Hardware prefetchers stop at 4 KB pages and follow few streams; about 1 KB ahead covers the
+  // latency of DRAM at the rate of one core.
+  NIBBLAS_INLINE void prefetch(int n) const {
+    unroll<kSlices>([&](auto s) NIBBLAS_INLINE_LAMBDA {
+      for (int row = 0; row < rows_per_step<s.value>(); ++row) {
+        T::prefetch(row_[s.value] + n * stride_[s.value] + row * kRowBytes + kPrefetchBytes);
+      }
+    });
+  }
+
+ private:
+  static constexpr int64_t kPrefetchBytes = 1024;
+
+  template <int slice>
+  static constexpr int rows_per_step() { return kStep * slice_width(Bits, slice) / 32; }
+
+  template <int width, int low>
+  static typename T::I32 mask() {
+    return T::set1_i32(static_cast<int32_t>(0x01010101u * (((1u << width) - 1) << low)));
+  }
+
+  const uint8_t* row_[kSlices];
+  int64_t stride_[kSlices];
+};
+
+// f(Index<bits>) for a width known at run time.
+template <class F>
+void with_bits(int bits, const F& f) {
+  switch (bits) {
+    case 1: return f(Index<1>{});
+    case 2: return f(Index<2>{});
+    case 3: return f(Index<3>{});
+    case 4: return f(Index<4>{});
+    case 5: return f(Index<5>{});
+    case 6: return f(Index<6>{});
+    case 7: return f(Index<7>{});
+    default: return f(Index<8>{});
+  }
+}
+
+}  // namespace
+}  // namespace nibblas

@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the inner loops multiply: codes as unsigned integers or as floats, themselves or looked up.
+#pragma once
+
+#include "kernels/code_reader.h"
+
+namespace nibblas {
+namespace {
+
+// compute="int8": c = start + sum of products in int32, then acc = fma(float(c), a * s, acc).
+template <class T, class Dot>
+struct IntOps : Dot {
+  static constexpr bool kFloat = false;
+  using Sum = typename T::I32;
+  using Zero = typename T::I32;
+  static Zero load_zeros(const uint8_t* p) { return T::load_u8(p); }
+  static Sum first(int32_t start) { return T::set1_i32(start); }
+  static Sum first(int32_t start, Zero zeros) { return T::mul_i32(T::set1_i32(start), zeros); }
+  static Sum load_sum(const void* p) { return T::load_i32(p); }
+  static void store_sum(void* p, Sum c) { T::store_i32(p, c); }
+  static typename T::F32 combine(Sum c, float a, typename T::F32 s, typename T::F32 acc) {
+    return T::fma(T::to_f32(c), T::mul(T::set1(a), s), acc);
+  }
+};
+
+// compute="float32": p = fma(x, value, p) from 0, then acc = fma(p, s, acc).
+template <class T>
+struct FloatOps {
+  static constexpr bool kFloat = true;
+  static constexpr bool kWideX = false;
+  static constexpr int kQuadParts = 4;
+  static constexpr bool kNarrow = false;
+  static constexpr bool kPlaneIsOperand = false;
+  using W = typename T::F32;
+  using X = typename T::F32;
+  using Acc = typename T::F32;
+  using Sum = typename T::F32;
+  using Zero = typename T::F32;
+  static Zero load_zeros(const uint8_t* p) { return T::to_f32(T::load_u8(p)); }
+  static W load_w(const uint8_t* p) { return T::from_bits(T::load_i32(p)); }
+  static void store_w(uint8_t* p, W w) { T::store_i32(p, T::bits(w)); }
+  static X load_x(const int32_t* p) {
+    float x;
+    memcpy(&x, p, sizeof x);
+    return T::set1(x);
+  }
+  static Sum first(int32_t) { return T::zero_f32(); }
+  static Sum first(int32_t, Zero) { return T::zero_f32(); }
+  static Acc step(Acc p, W w, X x) { return T::fma(x, w, p); }
+  static Sum load_sum(const void* p) { return T::from_bits(T::load_i32(p)); }
+  static void store_sum(void* p, Sum c) { T::store_i32(p, T::bits(c)); }
+  static typename T::F32 combine(Sum p, float, typename T::F32 s, typename T::F32 acc) {
+    return T::fma(p, s, acc);
+  }
+};
+
+// Codes as they are. Small operands may take a way of their own: below 128 on AVX2.
+template <class T, int Bits>
+struct IntCodes {
+  using Dot = typename T::template DotFor<(1 << Bits) - 1>;
+  using Ops = IntOps<T, Dot>;
+  static constexpr int kBits = Bits;
+  static constexpr bool kLookup = false;
+  explicit IntCodes(const Weight&) {}
+  template <int part>
+  NIBBLAS_INLINE typename Ops::W operand(typename T::I32 quad) const {
+    return Dot::template operand<part>(quad);
+  }
+};
+
+// 4-bit codes through a codebook whose greatest operand is at most Top.
+template <class T, int Top>
+struct IntLookup {
+  using Dot = typename T::template DotFor<Top>;
+  using Ops = IntOps<T, Dot>;
+  static constexpr int kBits = 4;
+  static constexpr bool kLookup = true;
+  typename T::ByteTable table;
+  explicit IntLookup(const Weight& w) : table(T::byte_table(w.operands)) {}
+  template <int part>
+  NIBBLAS_INLINE typename Ops::W operand(typename T::I32 quad) const {
+    return Dot::template operand<part>(T::lookup(table, quad));
+  }
+};
+
+// float(code) - zero, for the zero point of the whole matrix.
+template <class T, int Bits>
+struct FloatCodes {
+  using Ops = FloatOps<T>;
+  static constexpr int kBits = Bits;
+  static constexpr bool kLookup = false;
+  typename T::F32 zero;
+  explicit FloatCodes(const Weight& w) : zero(T::set1(static_cast<float>(w.zero))) {}
+  template <int part>
+  NIBBLAS_INLINE typename T::F32 operand(typename T::I32 quad) const {
+    if constexpr (part > 0) quad = T::template shr<8 * part>(quad);
+    if constexpr (part < 3) quad = T::and_i32(quad, T::set1_i32(255));
+    return T::sub(T::to_f32(quad), zero);
+  }
+};
+
+// values[code], for codebooks and where a target looks 4-bit codes up faster.
+template <class T>
+struct FloatLookup {
+  using Ops = FloatOps<T>;
+  static constexpr int kBits = 4;
+  static constexpr bool kLookup = !T::kLooksUpFloats;  // and nothing else
+  typename T::FloatTable table;
+  explicit FloatLookup(const Weight& w) : table(T::float_table(w.values)) {}
+  template <int part>
+  NIBBLAS_INLINE typename T::F32 operand(typename T::I32 quad) const {
+    if constexpr (part > 0) quad = T::template shr<8 * part>(quad);
+    return T::lookup_f32(table, quad);
+  }
+};
+
+template <class Operands_>
+struct Use {
+  using Operands = Operands_;
+};
+
+// Integer operands up to here may take another way than larger ones: see DotFor.
+constexpr int kSmallOperand = 127;
+
+// f(Use<...>{}) with what a product with this weight multiplies.
+template <class T, class F>
+void with_int_operands(const Weight& w, const F& f) {
+  if (w.codebook_type == CodebookType::none) {
+    with_bits(w.bits, [&](auto bits) { f(Use<IntCodes<T, decltype(bits)::value>>{}); });
+  } else if (w.top_operand <= kSmallOperand) {
+    f(Use<IntLookup<T, kSmallOperand>>{});
+  } else {
+    f(Use<IntLookup<T, 255>>{});
+  }
+}
+
+template <class T, class F>
+void with_float_operands(const Weight& w, const F& f) {
+  if (w.codebook_type != CodebookType::none) return f(Use<FloatLookup<T>>{});
+  if constexpr (T::kLooksUpFloats) {
+    if (w.bits == 4) return f(Use<FloatLookup<T>>{});
+  }
+  with_bits(w.bits, [&](auto bits) {
+    constexpr int Bits = decltype(bits)::value;
+    if constexpr (Bits != 4 || !T::kLooksUpFloats) f(Use<FloatCodes<T, Bits>>{});
+  });
+}
+
+}  // namespace
+}  // namespace nibblas
