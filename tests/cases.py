@@ -32,7 +32,7 @@ ACTIVATIONS = (None, *numerics.ACTIVATIONS)
 TARGETS = tuple(nibblas.available_targets())
 
 # All that the kernels tell apart: groups inside a block of codes that is expanded at once (256 or
-# 512), longer ones, and rows without groups.
+# 1024), longer ones, and rows without groups.
 GROUPS = (16, 32, 64, 128, 256, 512, 4096, None)
 
 
@@ -41,19 +41,55 @@ class Variant(NamedTuple):
 
     scheme: str
     offset: str
-    """One of the scheme's own, or "zero": a zero point that serves the whole matrix."""
+    """One of the scheme's own, "zero": a zero point that serves the whole matrix, or "float_zero":
+    float zero points."""
 
     def __str__(self) -> str:
         return f"{self.scheme}-{self.offset}"
 
 
-VARIANTS = tuple(
-    Variant(name, offset)
+def _offsets(name: str) -> tuple[str, ...]:
+    own = SCHEMES[name].offsets
+    more = ("zero", "float_zero") if name in ("uint4", "uint8") else ()
+    return (*own, *more)
+
+
+ALL_VARIANTS = tuple(Variant(name, offset) for name in SCHEMES for offset in _offsets(name))
+
+# Plain integers with one scale a group. (matmul_integer takes the codes of two-level ones, too.)
+INTEGER_SCHEMES = tuple(
+    name
     for name, scheme in SCHEMES.items()
-    for offset in (*scheme.offsets, *(("zero",) if "zero_point" in scheme.offsets else ()))
+    if scheme.codebook is None and not scheme.two_level
 )
 
+# Of each way that a kernel goes one: for what does not depend on the codes' meaning.
+VARIANTS = tuple(
+    variant
+    for variant in ALL_VARIANTS
+    if variant.scheme in ("int8", "uint8", "int4", "uint4", "nf4", "nvfp4", "q2_k", "q6_k")
+    or str(variant) in ("int3-symmetric", "uint5-zero_point", "iq4_xs-symmetric")
+)
+
+
+def groups_of(variant: Variant) -> tuple[int | None, ...]:
+    """Group sizes to test: every one with the codes that kernels read in most ways."""
+    scheme = SCHEMES[variant.scheme]
+    if scheme.fixed_group is not None:
+        return (scheme.fixed_group,)
+    return GROUPS if variant.scheme in ("int8", "uint8", "int4", "uint4") else (16, 512, None)
+
+
 variants = pytest.mark.parametrize("variant", VARIANTS, ids=str)
+all_variants = pytest.mark.parametrize("variant", ALL_VARIANTS, ids=str)
+variants_and_groups = pytest.mark.parametrize(
+    ("variant", "group"),
+    [
+        pytest.param(variant, group, id=f"{variant}-g{group}")
+        for variant in ALL_VARIANTS
+        for group in groups_of(variant)
+    ],
+)
 groups = pytest.mark.parametrize("group", GROUPS, ids=lambda group: f"g{group}")
 computes = pytest.mark.parametrize("compute", COMPUTES)
 floats = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.name)
@@ -80,6 +116,15 @@ def random_scales(rng: np.random.Generator, shape: tuple[int, int], dtype: Any) 
     return scales.astype(np.float32).astype(BFLOAT16 if dtype == "bfloat16" else dtype)
 
 
+def stored_group(scheme: str, group: int | None, depth: int) -> int | None:
+    """The group size of a weight of this depth that was asked for `group`."""
+    fixed = SCHEMES[scheme].fixed_group
+    if SCHEMES[scheme].two_level:
+        return fixed
+    group = fixed or group
+    return None if group is None or group >= depth else group
+
+
 def random_weight(
     rng: np.random.Generator,
     variant: Variant,
@@ -90,33 +135,73 @@ def random_weight(
     scale_dtype: str | None = None,
     ordered: bool = True,
 ) -> nibblas.PackedWeight:
-    """A weight of random codes, scales and offsets; with an input_order unless `ordered`."""
-    cols, depth = shape
+    """A weight of random codes, scales and offsets; with an input_order unless `ordered`.
+
+    `group` is not looked at where the scheme has its own.
+    """
+    depth = shape[1]
     scheme = SCHEMES[variant.scheme]
-    if group is not None and group >= depth:
-        group = None
-    per_group = (cols, 1 if group is None else -(-depth // group))
-    if scale_dtype is None:
-        scale_dtype = str(rng.choice(scheme.scale_types))
-    given: dict[str, Any] = {}
-    if variant.offset == "zero":
-        given["zero_points"] = int(rng.integers(0, scheme.code_max, endpoint=True))
-    elif variant.offset == "zero_point":
-        zero_points = rng.integers(0, scheme.code_max, per_group, np.uint8, endpoint=True)
-        if zero_points.size > 1 and (zero_points == zero_points.flat[0]).all():
-            zero_points.flat[-1] ^= 1  # or it would be stored as one zero of the whole matrix
-        given["zero_points"] = zero_points
-    elif variant.offset == "min":
-        given["mins"] = 8 * random_scales(rng, per_group, np.float32)
+    group = stored_group(variant.scheme, group, depth)
+    given = random_parameters(rng, variant, shape, group, scale_dtype)
     if not ordered:
         given["input_order"] = rng.permutation(depth)
     return nibblas.pack(
         random_codes(rng, variant.scheme, shape, codes),
-        random_scales(rng, per_group, scale_dtype),
         scheme=variant.scheme,
-        group_size=group,
+        group_size=scheme.fixed_group or group,
         **given,
     )
+
+
+def random_parameters(
+    rng: np.random.Generator,
+    variant: Variant,
+    shape: tuple[int, int],
+    group: int | None,
+    scale_dtype: str | None = None,
+) -> dict[str, Any]:
+    """All that `pack` takes besides codes, scheme and group_size."""
+    cols, depth = shape
+    scheme = SCHEMES[variant.scheme]
+    per_group = (cols, 1 if group is None else -(-depth // group))
+    if scale_dtype is None or scale_dtype not in scheme.scale_types:
+        scale_dtype = str(rng.choice(scheme.scale_types))
+    given: dict[str, Any] = {}
+    top_nibble = 16 if scheme.nibble_mins else 256
+    if scheme.two_level:
+        low, high = (-128, 128) if scale_dtype == "int8" else (0, top_nibble)
+        given["scales"] = rng.integers(low, high, per_group, scale_dtype)
+        per_super = (cols, -(-depth // 256))
+        given["super_scales"] = random_scales(rng, per_super, np.float16)
+        if variant.offset == "min":
+            given["mins"] = rng.integers(0, top_nibble, per_group, np.uint8)
+            given["super_mins"] = random_scales(rng, per_super, np.float16)
+        return given
+    if scale_dtype == "e8m0":
+        given["scales"] = rng.integers(100, 145, per_group, np.uint8)
+    elif scale_dtype == "e4m3":
+        given["scales"] = rng.integers(0, 127, per_group, np.uint8)
+        name = str(rng.choice(["tensor_scale", "tensor_divisor"]))
+        given[name] = float(np.float32(rng.uniform(0.001, 0.1)))
+    else:
+        given["scales"] = random_scales(rng, per_group, scale_dtype)
+    if variant.offset == "zero":
+        given["zero_points"] = int(rng.integers(0, scheme.code_max, endpoint=True))
+    elif variant.offset == "zero_point":
+        # One more than the greatest code is what GPTQ files may have.
+        top = min(scheme.code_max + 1, 255)
+        zero_points = rng.integers(0, top, per_group, np.uint8, endpoint=True)
+        if zero_points.size > 1 and (zero_points == zero_points.flat[0]).all():
+            zero_points.flat[-1] ^= 1  # or it would be stored as one zero of the whole matrix
+        given["zero_points"] = zero_points
+    elif variant.offset == "float_zero":
+        zeros = rng.uniform(-1, scheme.code_max + 1, per_group)
+        given["zero_points"] = zeros.astype(FLOATS[rng.integers(3)])
+    elif variant.offset == "min":
+        given["mins"] = 8 * random_scales(rng, per_group, np.float32)
+    if scheme.codebook_dtype == "float32" and rng.random() < 0.5:
+        given["codebook"] = rng.uniform(-1, 1, 16).astype(np.float32)
+    return given
 
 
 def random_x(

@@ -24,8 +24,10 @@ from nibblas.weights import make_weight
 from .cases import (
     ACTIVATIONS,
     FLOATS,
+    INTEGER_SCHEMES,
     TARGETS,
     Variant,
+    all_variants,
     assert_same_bits,
     bits,
     computes,
@@ -48,7 +50,9 @@ SHAPES = [(1, 1), (3, 5), (15, 63), (16, 64), (17, 65), (31, 96), (33, 130), (70
 def guarded_weight(w: nibblas.PackedWeight, guarded: Guard, at: str) -> nibblas.PackedWeight:
     """The same weight, each plane between pages of its own and read-only."""
     planes = {name: guarded(plane, at, readonly=True) for name, plane in w.planes.items()}
-    same = make_weight(SCHEMES[w.scheme], w.shape, w.group_size, planes, w._zero)
+    same = make_weight(
+        SCHEMES[w.scheme], w.shape, w.group_size, planes, w._zero, **w._tensor_numbers()
+    )
     for name, plane in same.planes.items():
         assert plane.ctypes.data == planes[name].ctypes.data
     return same
@@ -177,7 +181,7 @@ def test_matmul_integer(at, a_type, b_type, rng, target, guarded):
 
 
 @at_both_ends
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", INTEGER_SCHEMES)
 def test_matmul_integer_with_packed_weight(at, scheme, rng, target, guarded):
     for (cols, depth), rows in zip(SHAPES, (1, 2, 3, 4, 5, 6, 7, 13), strict=True):
         w = random_weight(rng, Variant(scheme, SCHEMES[scheme].offsets[0]), (cols, depth), 16)
@@ -217,7 +221,7 @@ def test_pack_codes(at, width, rng, target, guarded):
 
 
 @at_both_ends
-@variants
+@all_variants
 def test_unpack_dequantize_take(at, variant, rng, target, guarded):
     for shape, group in zip(SHAPES, itertools.cycle([16, None, 32]), strict=False):
         for ordered in (True, False):
@@ -261,7 +265,9 @@ def test_a_mapped_file_that_ends_with_a_plane(at, rng, guarded):
                 planes[name] = there.reshape(plane.shape)
                 planes[name][...] = plane
                 start += plane.nbytes
-            same = make_weight(SCHEMES[scheme], w.shape, w.group_size, planes, w._zero)
+            same = make_weight(
+                SCHEMES[scheme], w.shape, w.group_size, planes, w._zero, **w._tensor_numbers()
+            )
             x = random_x(rng, (5, 130))
             codes = random_codes(rng, scheme, (4, 130))
             for name in TARGETS:

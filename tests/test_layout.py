@@ -13,17 +13,21 @@ from nibblas import _nibblas, numerics
 from nibblas.schemes import SCHEMES, plane_specs
 
 from .cases import (
+    ALL_VARIANTS,
     GROUPS,
     TARGETS,
     VARIANTS,
+    all_variants,
     assert_same_bits,
     contract,
-    groups,
     random_codes,
+    random_parameters,
     random_weight,
     random_x,
+    stored_group,
     tail_depth,
     variants,
+    variants_and_groups,
 )
 
 WIDTHS = range(1, 9)
@@ -146,8 +150,7 @@ def test_pack_codes_refuses(rng):
 # --- whole weights
 
 
-@variants
-@groups
+@variants_and_groups
 def test_all_planes_of_a_weight(variant, group, rng, target):
     """Codes, scales and offsets are where the format says, and everything else is 0."""
     scheme = SCHEMES[variant.scheme]
@@ -158,48 +161,65 @@ def test_all_planes_of_a_weight(variant, group, rng, target):
     stored_groups = w.planes["scales"].shape[1]
     for plane, same in zip(
         [w.planes[name] for name in scheme.code_planes],
-        numerics.pack_planes(parts["codes"], scheme.bits, group),
+        numerics.pack_planes(parts["codes"], scheme.bits, group, two_level=scheme.two_level),
         strict=True,
     ):
         assert_same_bits(plane, same)
-    kp = numerics.padded_depth(shape[1], group)
+    kp = numerics.padded_depth(shape[1], group, two_level=scheme.two_level)
+    group = stored_group(variant.scheme, group, shape[1])
     assert stored_groups == (1 if group is None else kp // group)
-    for name in ("scales", "zero_points", "mins"):
+    if scheme.nibble_mins:
+        parts["scales"] |= parts.pop("mins") << 4
+    for name in ("scales", "zero_points", "mins", "super_scales", "super_mins"):
         assert (name in w.planes) == (name in parts)
         if name in parts:
             values = parts[name]
             values = values.view(np.uint16) if values.dtype.name == "bfloat16" else values
-            expected = numerics.pack_groups(values, panels, stored_groups)
+            stored = kp // 256 if name.startswith("super") else stored_groups
+            expected = numerics.pack_groups(values, panels, stored)
             assert_same_bits(w.planes[name], expected, name)
+    offset_plane = w.planes.get("zero_points", w.planes.get("mins", w.planes["scales"]))
     specs = plane_specs(
         scheme,
         shape,
         group,
         scale_type=w.scale_dtype,
         offset=w.offset,
+        offset_type={"uint16": "bfloat16"}.get(offset_plane.dtype.name, offset_plane.dtype.name),
         has_input_order=False,
     )
     assert {name: (p.dtype.name, p.shape) for name, p in w.planes.items()} == dict(specs)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@groups
-@hypothesis.settings(max_examples=15)
-@hypothesis.given(cols=st.integers(1, 40), depth=st.integers(1, 300), seed=st.integers(0, 999))
-def test_pack_and_unpack_are_inverse(scheme, group, cols, depth, seed):
+@all_variants
+@pytest.mark.parametrize("ordered", [True, False])
+@hypothesis.settings(max_examples=10)
+@hypothesis.given(
+    cols=st.integers(1, 40),
+    depth=st.integers(1, 300),
+    group=st.sampled_from(GROUPS),
+    seed=st.integers(0, 999),
+)
+def test_pack_and_unpack_are_inverse(variant, ordered, cols, depth, group, seed):
     rng = np.random.default_rng(seed)
-    codes = random_codes(rng, scheme, (cols, depth))
-    if group is not None and group >= depth:
-        group = None
-    scales = rng.random((cols, 1 if group is None else -(-depth // group)), dtype=np.float32)
-    for ordered in (True, False):
-        order = None if ordered else rng.permutation(depth)
-        for name in TARGETS:
-            with nibblas.use_target(name):
-                w = nibblas.pack(codes, scales, scheme=scheme, group_size=group, input_order=order)
-                parts = w.unpack(num_threads=2)
-            assert_same_bits(parts["codes"], codes, name)
-            assert_same_bits(parts["scales"], scales, name)
+    scheme = SCHEMES[variant.scheme]
+    codes = random_codes(rng, variant.scheme, (cols, depth))
+    stored = stored_group(variant.scheme, group, depth)
+    given = random_parameters(rng, variant, codes.shape, stored)
+    if not ordered:
+        given["input_order"] = rng.permutation(depth)
+    for name in TARGETS:
+        with nibblas.use_target(name):
+            group_size = scheme.fixed_group or stored
+            w = nibblas.pack(codes, scheme=variant.scheme, group_size=group_size, **given)
+            parts = w.unpack(num_threads=2)
+        assert_same_bits(parts["codes"], codes, name)
+        assert_same_bits(parts["scales"], given["scales"], name)
+        again = nibblas.pack(**parts)
+        assert again.planes.keys() == w.planes.keys()
+        for plane, values in w.planes.items():
+            assert_same_bits(again.planes[plane], values, plane)
+        assert repr(again) == repr(w)
 
 
 # --- input_order
@@ -235,6 +255,9 @@ def test_input_order_permutes_inputs(variant, group, rng, target):
 
 def test_variants_cover_the_registry():
     """The lists that the kernel tests walk over leave out no scheme and no offset."""
-    assert {v.scheme for v in VARIANTS} == set(SCHEMES)
+    assert {v.scheme for v in ALL_VARIANTS} == set(SCHEMES)
     for name, scheme in SCHEMES.items():
-        assert set(scheme.offsets) <= {v.offset for v in VARIANTS if v.scheme == name}
+        assert set(scheme.offsets) <= {v.offset for v in ALL_VARIANTS if v.scheme == name}
+    ways = {(SCHEMES[v.scheme].bits, SCHEMES[v.scheme].codebook_dtype) for v in VARIANTS}
+    assert {2, 3, 4, 5, 6, 8} == {bits for bits, _ in ways}
+    assert {None, "int8", "float32"} == {codebook for _, codebook in ways}

@@ -27,17 +27,19 @@ from .cases import (
     TARGETS,
     VARIANTS,
     Variant,
+    all_variants,
     assert_same_bits,
     bits,
     computes,
     contract,
     floats,
-    groups,
     random_bits,
     random_weight,
     random_x,
+    stored_group,
     tail_depth,
     variants,
+    variants_and_groups,
 )
 
 
@@ -89,14 +91,13 @@ def contract_problems(variant: Variant, group: int | None, compute: str) -> list
     ):
         x, w, arguments = random_problem(rng, variant, group, rows, cols, depth)
         arguments["compute"] = compute
-        assert w.group_size == group
+        assert w.group_size == stored_group(variant.scheme, group, depth)
         problems.append(Problem(x, w, arguments, contract(w, x, **arguments)))
     return problems
 
 
 @pytest.mark.parametrize("name", TARGETS)  # on top: varies first, so the problems stay cached
-@variants
-@groups
+@variants_and_groups
 @computes
 def test_linear_is_the_contract(variant, group, compute, name):
     with nibblas.use_target(name):
@@ -108,9 +109,9 @@ def test_linear_is_the_contract(variant, group, compute, name):
 depths = st.integers(1, 70) | st.sampled_from([127, 128, 129, 257, 511, 512, 513, 777])
 
 
-@variants
+@all_variants
 @computes
-@hypothesis.settings(max_examples=60)
+@hypothesis.settings(max_examples=30)
 @hypothesis.given(
     rows=st.integers(1, 20),
     cols=st.integers(1, 40),

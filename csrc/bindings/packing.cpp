@@ -94,8 +94,8 @@ py::dict bound_quantize(const py::array& weight, int bits, const std::string& of
   return result;
 }
 
-std::vector<py::array> bound_pack_codes(const py::array& codes, int bits, int64_t depth_padded,
-                                        int num_threads) {
+std::vector<py::array> bound_pack_codes(const py::array& codes, int bits, int64_t group_size,
+                                        int num_threads, bool two_level) {
   const Array view = view_array(codes);
   if (view.dtype != DType::uint8) {
     throw TypeError("codes must be uint8, got " + py::str(codes.dtype()).cast<std::string>());
@@ -104,10 +104,7 @@ std::vector<py::array> bound_pack_codes(const py::array& codes, int bits, int64_
   PackJob job = {};
   job.cols = view.shape[0];
   job.depth = view.shape[1];
-  job.depth_padded = depth_padded;
-  if (depth_padded % 64 != 0 || depth_padded < job.depth || depth_padded > job.depth + 4096) {
-    throw std::invalid_argument("depth_padded must be a multiple of 64 just above the depth");
-  }
+  job.depth_padded = padded_depth(job.depth, group_size, two_level);
   job.bits = bits;
   const auto planes =
       new_code_planes((job.cols + kPanel - 1) / kPanel, job.depth_padded, bits, job.planes);
@@ -165,8 +162,8 @@ py::array bound_activate(const py::array_t<float, py::array::c_style>& x,
 void register_packing(py::module_& m) {
   m.def("quantize", &bound_quantize, py::arg("weight"), py::arg("bits"), py::arg("offset"),
         py::arg("group_size"), py::arg("rule"), py::arg("scale_type"), py::arg("num_threads") = 0);
-  m.def("pack_codes", &bound_pack_codes, py::arg("codes"), py::arg("bits"),
-        py::arg("depth_padded"), py::arg("num_threads") = 0);
+  m.def("pack_codes", &bound_pack_codes, py::arg("codes"), py::arg("bits"), py::arg("group_size"),
+        py::arg("num_threads") = 0, py::arg("two_level") = false);
   m.def("unpack_codes", &bound_unpack_codes, py::arg("weight"), py::arg("num_threads") = 0);
   m.def("dequantize", &bound_dequantize, py::arg("weight"), py::arg("out"),
         py::arg("num_threads") = 0);

@@ -26,10 +26,17 @@ class Weight(metaclass=_NativeType):
         codes: list[npt.NDArray[np.uint8]],
         scales: npt.NDArray[Any],
         *,
+        scale_type: str,
         zero: int = 0,
         is_signed: bool = False,
-        zero_points: npt.NDArray[np.uint8] | None = None,
+        zero_points: npt.NDArray[Any] | None = None,
         mins: npt.NDArray[Any] | None = None,
+        nibble_mins: bool = False,
+        super_scales: npt.NDArray[np.float16] | None = None,
+        super_mins: npt.NDArray[np.float16] | None = None,
+        codebook: npt.NDArray[Any] | None = None,
+        tensor_scale: float | None = None,
+        tensor_divisor: float | None = None,
         input_order: npt.NDArray[np.int32] | None = None,
     ) -> None: ...
 
@@ -70,7 +77,11 @@ def quantize(
     num_threads: int = 0,
 ) -> _QuantizedPlanes: ...
 def pack_codes(
-    codes: npt.NDArray[np.uint8], bits: int, group_size: int, num_threads: int = 0
+    codes: npt.NDArray[np.uint8],
+    bits: int,
+    group_size: int,
+    num_threads: int = 0,
+    two_level: bool = False,
 ) -> list[npt.NDArray[np.uint8]]: ...
 def unpack_codes(weight: Weight, num_threads: int = 0) -> npt.NDArray[np.uint8]: ...
 def dequantize(weight: Weight, out: npt.NDArray[Any], num_threads: int = 0) -> None: ...

@@ -27,7 +27,6 @@ from nibblas.schemes import (
     divide_group_size,
     get_scheme,
     group_count,
-    padded_depth,
     plane_specs,
     resolve_group_size,
     stored_group_count,
@@ -276,9 +275,12 @@ def pack(
     if order is not None:
         planes["input_order"] = order
         stored = stored[:, order]
-    depth_padded = padded_depth(shape[1], group, chosen.two_level)
     code_planes = _nibblas.pack_codes(
-        np.ascontiguousarray(stored), chosen.bits, depth_padded, thread_count(num_threads)
+        np.ascontiguousarray(stored),
+        chosen.bits,
+        group or 0,
+        thread_count(num_threads),
+        chosen.two_level,
     )
     planes.update(zip(chosen.code_planes, code_planes, strict=True))
     return make_weight(
