@@ -63,6 +63,12 @@ INTEGER_SCHEMES = tuple(
     if scheme.codebook is None and not scheme.two_level
 )
 
+# Schemes whose planes are just codes, scales and offsets, to try what is no matter of the codes.
+PLAIN_OFFSETS = tuple(
+    (name, offset) for name in ("int8", "uint8", "int4", "uint4") for offset in SCHEMES[name].offsets
+)
+OFFSETS = tuple((name, offset) for name, scheme in SCHEMES.items() for offset in scheme.offsets)
+
 # Of each way that a kernel goes one: for what does not depend on the codes' meaning.
 VARIANTS = tuple(
     variant
@@ -217,6 +223,20 @@ def random_bits(rng: np.random.Generator, shape: tuple[int, ...], dtype: Any) ->
     dtype = np.dtype(dtype)
     unsigned = f"u{dtype.itemsize}"
     return rng.integers(0, 1 << 8 * dtype.itemsize, shape, unsigned).view(dtype)
+
+
+def dense(rng: np.random.Generator, cols: int = 20, depth: int = 100) -> np.ndarray:
+    """A matrix to quantize."""
+    return rng.standard_normal((cols, depth), dtype=np.float32)
+
+
+def same_planes(one: nibblas.PackedWeight, other: nibblas.PackedWeight) -> bool:
+    """Whether two weights have the same planes, byte for byte."""
+    assert one.planes.keys() == other.planes.keys()
+    return all(
+        plane.dtype == other.planes[name].dtype and plane.tobytes() == other.planes[name].tobytes()
+        for name, plane in one.planes.items()
+    )
 
 
 def tail_depth(group: int | None) -> int:

@@ -273,6 +273,6 @@ def test_a_mapped_file_that_ends_with_a_plane(at, rng, guarded):
             for name in TARGETS:
                 with nibblas.use_target(name):
                     assert_same_bits(nibblas.linear(x, same), contract(w, x))
-                    assert np.array_equal(
-                        nibblas.matmul_integer(codes, same), nibblas.matmul_integer(codes, w)
-                    )
+                    if SCHEMES[scheme].codebook is None:
+                        c = nibblas.matmul_integer(codes, same)
+                        assert np.array_equal(c, nibblas.matmul_integer(codes, w))

@@ -11,11 +11,11 @@ import pytest
 
 import nibblas
 from nibblas import numerics
-from nibblas.schemes import SCHEMES
+
+from .cases import INTEGER_SCHEMES, PLAIN_OFFSETS
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = [np.dtype(np.float32), np.dtype(np.float16), BFLOAT16]
-OFFSETS = [(name, offset) for name, scheme in SCHEMES.items() for offset in scheme.offsets]
 
 floats = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.name)
 computes = pytest.mark.parametrize("compute", ["int8", "float32"])
@@ -55,7 +55,7 @@ class Tensor:
 
 
 @computes
-@pytest.mark.parametrize(("scheme", "offset"), OFFSETS)
+@pytest.mark.parametrize(("scheme", "offset"), PLAIN_OFFSETS)
 @pytest.mark.parametrize("group", [None, 32])
 def test_linear_is_the_contract(scheme, offset, group, compute, rng, x):
     w = nibblas.quantize(
@@ -349,7 +349,7 @@ def test_matmul_integer_wraps():
     assert nibblas.matmul_integer(a, b)[0, 0] == (exact + 2**31) % 2**32 - 2**31
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", INTEGER_SCHEMES)
 def test_matmul_integer_with_packed_weight(scheme, rng):
     w = nibblas.quantize(rng.standard_normal((33, 70), dtype=np.float32), scheme, 32)
     a = rng.integers(0, 256, (5, 70), np.uint8)

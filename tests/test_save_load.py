@@ -18,9 +18,9 @@ import safetensors.numpy
 import nibblas
 from nibblas.io.packed import KEY
 from nibblas.io.safetensors import PADDING, SafetensorsFile, Writer, spec_of
-from nibblas.schemes import SCHEMES
 
-OFFSETS = [(name, offset) for name, scheme in SCHEMES.items() for offset in scheme.offsets]
+from .cases import all_variants, random_weight
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -30,7 +30,7 @@ def make_weight(rng, scheme="uint4", group=32, offset=None, **options) -> nibbla
 
 
 def same(one: nibblas.PackedWeight, other: nibblas.PackedWeight) -> bool:
-    facts = [(w.scheme, w.shape, w.group_size, w._zero, list(w.planes)) for w in (one, other)]
+    facts = [(repr(w), w._zero, w._tensor_numbers(), list(w.planes)) for w in (one, other)]
     assert facts[0] == facts[1]
     return all(
         plane.dtype == other.planes[name].dtype and np.array_equal(plane, other.planes[name])
@@ -51,9 +51,9 @@ def is_mapped(array: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("mmap", [True, False])
 @pytest.mark.parametrize("group", [None, 16, 32])
-@pytest.mark.parametrize(("scheme", "offset"), OFFSETS)
-def test_one_weight(scheme, offset, group, mmap, rng, tmp_path):
-    w = make_weight(rng, scheme, group, offset)
+@all_variants
+def test_one_weight(variant, group, mmap, rng, tmp_path):
+    w = random_weight(rng, variant, (20, 100), group)
     path = tmp_path / "w.safetensors"
     w.save(path)
     found = nibblas.load(path, mmap=mmap)

@@ -16,30 +16,19 @@ import nibblas
 from nibblas import numerics
 from nibblas.schemes import SCHEMES, stored_group_count
 
-SCHEME_NAMES = tuple(SCHEMES)
-OFFSETS = [(name, offset) for name, scheme in SCHEMES.items() for offset in scheme.offsets]
-VARIANTS = [
-    (name, offset, group) for (name, offset), group in itertools.product(OFFSETS, (None, 16, 32))
-]
-variants = pytest.mark.parametrize(("scheme", "offset", "group"), VARIANTS)
-schemes = pytest.mark.parametrize("scheme", SCHEME_NAMES)
+from .cases import (
+    BFLOAT16,
+    PLAIN_OFFSETS,
+    all_variants,
+    dense,
+    random_weight,
+    same_planes,
+)
 
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-
-
-def dense(rng, cols=20, depth=100) -> np.ndarray:
-    return rng.standard_normal((cols, depth), dtype=np.float32)
-
-
-def same_planes(one: nibblas.PackedWeight, other: nibblas.PackedWeight) -> bool:
-    assert one.planes.keys() == other.planes.keys()
-    return all(
-        plane.dtype == other.planes[name].dtype and np.array_equal(plane, other.planes[name])
-        for name, plane in one.planes.items()
-        if plane.dtype.kind in "iu" or not np.isnan(plane).any()
-    )
-
-
+variants = pytest.mark.parametrize(
+    ("scheme", "offset", "group"),
+    [(*offset, group) for offset, group in itertools.product(PLAIN_OFFSETS, (None, 16, 32))],
+)
 @variants
 def test_attributes_and_planes(scheme, offset, group, rng):
     w = nibblas.quantize(dense(rng), scheme, group, offset=offset)
@@ -278,14 +267,15 @@ def test_copy_has_planes_of_its_own(weight):
 
 
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize(("scheme", "offset"), OFFSETS)
-def test_pickle(protocol, scheme, offset, rng):
-    w = nibblas.quantize(dense(rng), scheme, 32, offset=offset)
+@all_variants
+def test_pickle(protocol, variant, rng):
+    w = random_weight(rng, variant, (20, 300), 32, ordered=protocol % 2 == 0)
     other = pickle.loads(pickle.dumps(w, protocol))
     assert same_planes(other, w)
-    assert (other.scheme, other.shape, other.group_size) == (scheme, (20, 100), 32)
+    assert repr(other) == repr(w)
+    assert (other.tensor_scale, other.tensor_divisor) == (w.tensor_scale, w.tensor_divisor)
     assert np.array_equal(other.dequantize(), w.dequantize())
-    assert not other.planes["codes"].flags.writeable
+    assert not other.planes["scales"].flags.writeable
 
 
 def test_pickle_out_of_band_copies_nothing(weight):
@@ -308,19 +298,22 @@ def test_pickle_of_another_layout_is_refused(weight):
     assert make(*arguments).scheme == "uint4"
     with pytest.raises(ValueError, match="layout_version 2"):
         make(2, *arguments[1:])
-    planes = {**arguments[-1], "codes": arguments[-1]["codes"][:1]}
+    planes = {**arguments[5], "codes": arguments[5]["codes"][:1]}
     with pytest.raises(ValueError, match="plane 'codes': expected uint8"):
-        make(*arguments[:-1], planes)
+        make(*arguments[:5], planes, *arguments[6:])
 
 
-@pytest.mark.parametrize(("scheme", "offset"), OFFSETS)
-def test_repr(scheme, offset, rng):
-    text = repr(nibblas.quantize(dense(rng), scheme, 32, offset=offset))
-    assert f"{scheme} 20x100" in text
-    assert "groups of 32" in text
-    assert "float16 scales" in text
-    assert {"symmetric": "bits", "zero_point": "zero points", "min": "mins"}[offset] in text
-    assert "per channel" in repr(nibblas.quantize(dense(rng), scheme, None))
+@all_variants
+def test_repr(variant, rng):
+    w = random_weight(rng, variant, (20, 300), 32)
+    text = repr(w)
+    assert f"{variant.scheme} 20x300" in text
+    assert f"groups of {SCHEMES[variant.scheme].fixed_group or 32}" in text
+    assert f"{w.scale_dtype} scales" in text
+    words = {"zero_point": "zero points", "float_zero": "zero points", "min": "mins"}
+    assert words.get(variant.offset, "bits") in text
+    if SCHEMES[variant.scheme].fixed_group is None:
+        assert "per channel" in repr(random_weight(rng, variant, (20, 300), None))
 
 
 def test_padding_of_planes_is_zero(rng):

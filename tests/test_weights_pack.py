@@ -13,29 +13,7 @@ import nibblas
 from nibblas import numerics
 from nibblas.schemes import SCHEMES
 
-SCHEME_NAMES = tuple(SCHEMES)
-OFFSETS = [(name, offset) for name, scheme in SCHEMES.items() for offset in scheme.offsets]
-VARIANTS = [
-    (name, offset, group) for (name, offset), group in itertools.product(OFFSETS, (None, 16, 32))
-]
-variants = pytest.mark.parametrize(("scheme", "offset", "group"), VARIANTS)
-schemes = pytest.mark.parametrize("scheme", SCHEME_NAMES)
-
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-
-
-def dense(rng, cols=20, depth=100) -> np.ndarray:
-    return rng.standard_normal((cols, depth), dtype=np.float32)
-
-
-def same_planes(one: nibblas.PackedWeight, other: nibblas.PackedWeight) -> bool:
-    assert one.planes.keys() == other.planes.keys()
-    return all(
-        plane.dtype == other.planes[name].dtype and np.array_equal(plane, other.planes[name])
-        for name, plane in one.planes.items()
-        if plane.dtype.kind in "iu" or not np.isnan(plane).any()
-    )
-
+from .cases import BFLOAT16, INTEGER_SCHEMES, same_planes
 
 def make_codes(scheme: str, rng, cols=20, depth=100) -> np.ndarray:
     info = SCHEMES[scheme]
@@ -43,7 +21,7 @@ def make_codes(scheme: str, rng, cols=20, depth=100) -> np.ndarray:
     return rng.integers(info.code_min, info.code_max + 1, (cols, depth)).astype(dtype)
 
 
-@schemes
+@pytest.mark.parametrize("scheme", INTEGER_SCHEMES)
 @pytest.mark.parametrize("dtype", [None, np.int64, np.int16])
 def test_pack_keeps_codes_and_scales(scheme, dtype, rng):
     codes = make_codes(scheme, rng)
@@ -55,7 +33,7 @@ def test_pack_keeps_codes_and_scales(scheme, dtype, rng):
     assert np.array_equal(w.dequantize(), codes * scales[:, np.arange(100) // 16])
 
 
-@schemes
+@pytest.mark.parametrize("scheme", INTEGER_SCHEMES)
 def test_pack_per_channel(scheme, rng):
     codes = make_codes(scheme, rng)
     scales = rng.standard_normal(20, dtype=np.float32)
@@ -182,7 +160,7 @@ ONES = np.ones((20, 4), np.float32)
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"scheme": "int3"}, ValueError, "unknown scheme"),
+        ({"scheme": "int9"}, ValueError, "unknown scheme"),
         ({"codes": np.zeros((20, 100), np.float32)}, TypeError, "must be integers, got float32"),
         ({"codes": np.zeros(100, np.int8)}, ValueError, r"matrix \(N, K\)"),
         ({"codes": [[1]]}, TypeError, "codes must be a NumPy array"),
@@ -201,7 +179,11 @@ ONES = np.ones((20, 4), np.float32)
         ({"zero_points": 0, "mins": ONES}, ValueError, "zero_points or mins, not both"),
         ({"zero_points": 1, "zero": 1}, ValueError, "zero or zero_points, not both"),
         ({"group_size": 31}, ValueError, "multiple of 16"),
-        ({"group_size": "auto"}, TypeError, "int or None, got 'auto'"),
+        ({"group_size": "auto"}, None, ""),
+        ({"group_size": "large"}, TypeError, "int or None, got 'large'"),
+        ({"codebook": np.zeros(16, np.float32)}, ValueError, "int4 has no codebook"),
+        ({"super_scales": np.ones((20, 1), np.float16)}, ValueError, "int4 has no super_scales"),
+        ({"tensor_scale": 1.0}, ValueError, "int4 has no tensor_scale"),
         ({"input_order": np.zeros(100, np.int32)}, ValueError, "every number from 0 to 99 once"),
         ({"input_order": np.arange(1, 101)}, ValueError, "every number from 0 to 99 once"),
         ({"input_order": np.arange(99)}, ValueError, r"shape \(100,\), got \(99,\)"),
@@ -233,11 +215,12 @@ def test_pack_refuses(changes, error, message):
 @pytest.mark.parametrize(
     ("zero_points", "error", "message"),
     [
-        (16, ValueError, "from 0 to 15, got 16"),
-        (-1, ValueError, "from 0 to 15, got -1"),
-        (ONES, TypeError, "mins=-zero_points"),
+        (256, ValueError, "from 0 to 255, got 256"),
+        (-1, ValueError, "from 0 to 255, got -1"),
+        (ONES.astype(np.float64), TypeError, "must be integers, got float64"),
+        (ONES * np.float32(np.nan), ValueError, "zero_points must be finite"),
         (np.ones((20, 3), np.uint8), ValueError, r"\(20, 4\), got \(20, 3\)"),
-        (np.arange(80).reshape(20, 4), ValueError, "from 0 to 15, got 0 to 79"),
+        (np.arange(200, 280).reshape(20, 4), ValueError, "from 0 to 255, got 200 to 279"),
         (True, TypeError, "got bool"),
         (1.0, TypeError, "got float"),
         (np.zeros((20, 4), bool), TypeError, "must be integers, got bool"),
@@ -247,3 +230,92 @@ def test_pack_refuses_zero_points(zero_points, error, message):
     codes = np.zeros((20, 100), np.uint8)
     with pytest.raises(error, match=message):
         nibblas.pack(codes, ONES, zero_points, scheme="uint4", group_size=32)
+
+
+def k_quant(**changes) -> dict:
+    """Arguments of `pack` for a q4_k weight (3, 300)."""
+    return {
+        "codes": np.zeros((3, 300), np.uint8),
+        "scales": np.ones((3, 10), np.uint8),
+        "mins": np.ones((3, 10), np.uint8),
+        "super_scales": np.ones((3, 2), np.float16),
+        "super_mins": np.ones((3, 2), np.float16),
+        "scheme": "q4_k",
+        "group_size": 32,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({}, None, ""),
+        ({"group_size": "auto"}, None, ""),
+        ({"group_size": 16}, ValueError, "group_size of q4_k must be 32, got 16"),
+        ({"group_size": None}, ValueError, "group_size of q4_k must be 32, got None"),
+        ({"scales": np.ones((3, 10), np.int8)}, TypeError, "scales of q4_k must be uint8"),
+        ({"scales": np.ones((3, 9), np.uint8)}, ValueError, r"scales must have shape \(3, 10\)"),
+        ({"mins": None}, ValueError, "q4_k needs mins"),
+        ({"mins": np.ones((3, 10), np.float16)}, TypeError, "mins of q4_k must be uint8"),
+        ({"super_mins": None}, ValueError, "q4_k needs super_mins"),
+        ({"super_scales": None}, ValueError, "q4_k needs super_scales"),
+        ({"super_scales": np.ones((3, 1), np.float16)}, ValueError, r"\(3, 2\), got \(3, 1\)"),
+        ({"super_scales": np.ones((3, 2), np.float32)}, TypeError, "super_scales must be float16"),
+        ({"super_mins": np.full((3, 2), np.inf, np.float16)}, ValueError, "must be finite"),
+        ({"super_mins": np.full((3, 2), np.inf, np.float16), "allow_non_finite": True}, None, ""),
+        ({"zero_points": 3}, ValueError, "q4_k has no zero_points"),
+        ({"codes": np.full((3, 300), 16, np.uint8)}, ValueError, "from 0 to 15, got 16"),
+        ({"scheme": "q2_k", "group_size": 16}, ValueError, r"scales must have shape \(3, 19\)"),
+    ],
+)
+def test_pack_two_level(changes, error, message):
+    arguments = k_quant(**changes)
+    if error is None:
+        assert nibblas.pack(**arguments).scheme == "q4_k"
+        return
+    with pytest.raises(error, match=message):
+        nibblas.pack(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "needs one of tensor_scale and tensor_divisor"),
+        ({"tensor_scale": 1.0, "tensor_divisor": 1.0}, "needs one of"),
+        ({"tensor_divisor": 0.0}, "not 0"),
+        ({"tensor_scale": np.inf}, "finite float32"),
+        ({"tensor_scale": 0.1}, "finite float32"),
+        ({"tensor_scale": 1.0, "codebook": np.zeros(16, np.float32)}, "no codebook"),
+    ],
+)
+def test_pack_nvfp4_refuses(changes, message):
+    codes, scales = np.zeros((3, 32), np.uint8), np.zeros((3, 2), np.uint8)
+    with pytest.raises(ValueError, match=message):
+        nibblas.pack(codes, scales, scheme="nvfp4", group_size=16, **changes)
+
+
+@pytest.mark.parametrize(
+    ("book", "error", "message"),
+    [
+        (np.zeros(16), TypeError, "codebook must be float32"),
+        (np.zeros(15, np.float32), ValueError, r"shape \(16,\), got \(15,\)"),
+        (np.full(16, 1.5, np.float32), ValueError, "from -1 to 1"),
+        (np.full(16, np.nan, np.float32), ValueError, "from -1 to 1"),
+    ],
+)
+def test_pack_refuses_codebooks(book, error, message):
+    codes, scales = np.zeros((3, 64), np.uint8), np.ones((3, 1), np.float32)
+    with pytest.raises(error, match=message):
+        nibblas.pack(codes, scales, scheme="nf4", group_size=64, codebook=book)
+
+
+def test_float_zero_points_are_exact(rng):
+    codes = make_codes("uint4", rng)
+    scales = rng.standard_normal((20, 4)).astype(np.float16)
+    zeros = rng.uniform(0, 15, (20, 4)).astype(np.float16)
+    w = nibblas.pack(codes, scales, zeros, scheme="uint4", group_size=32)
+    assert w.offset == "zero_point"
+    assert w.planes["zero_points"].dtype == np.float16
+    of_k = np.arange(100) // 32
+    exact = (codes - zeros.astype(np.float64)[:, of_k]) * scales.astype(np.float64)[:, of_k]
+    assert np.array_equal(w.dequantize(), exact.astype(np.float32))

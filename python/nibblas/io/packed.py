@@ -3,7 +3,8 @@
 
 Each plane of a weight is a tensor "NAME.PLANE" (of a weight without a name, "PLANE"). The metadata
 field "nibblas" holds JSON: format_version, layout_version, and under "weights" for each name the
-scheme, shape, group_size, zero and planes. All other tensors are plain arrays.
+scheme, shape, group_size, zero and planes (and tensor_scale or tensor_divisor as hexadecimal
+floats, where a weight has one). All other tensors are plain arrays.
 """
 
 from __future__ import annotations
@@ -181,7 +182,7 @@ def describe(weight: PackedWeight) -> dict[str, Any]:
         "shape": weight.shape,
         "group_size": weight.group_size,
         "zero": weight._zero,
-        **weight._tensor_numbers(),
+        **{name: float(n).hex() for name, n in weight._tensor_numbers().items()},
         "planes": list(weight.planes),
     }
 
@@ -241,8 +242,11 @@ def _read_weight(
     )
     group_size = field("group_size", "a size or null", lambda v: v is None or _is_size(v))
     zero = field("zero", "a code", _is_size)
-    tensor_scale = field("tensor_scale", "a number or nothing", _is_number)
-    tensor_divisor = field("tensor_divisor", "a number or nothing", _is_number)
+    tensor_numbers = {
+        key: float.fromhex(field(key, "a hexadecimal float", _is_hex_float))
+        for key in ("tensor_scale", "tensor_divisor")
+        if key in description
+    }
     names = field(
         "planes",
         "names",
@@ -264,8 +268,7 @@ def _read_weight(
             group_size,
             planes,
             zero,
-            tensor_scale,
-            tensor_divisor,
+            **tensor_numbers,
         )
     except ValueError as error:
         raise file.error(f"weight {name!r}: {error}") from None
@@ -282,5 +285,11 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 62
 
 
-def _is_number(value: Any) -> bool:
-    return value is None or (type(value) in (int, float) and math.isfinite(value))
+def _is_hex_float(value: Any) -> bool:
+    # Text, because the header's numbers are sizes, and exact.
+    if not isinstance(value, str) or len(value) > 32:
+        return False
+    try:
+        return math.isfinite(float.fromhex(value))
+    except (ValueError, OverflowError):
+        return False
