@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nibblas import numerics
-from nibblas.numerics import weights
+from nibblas.numerics import groups
 
 F32 = np.float32
 SCALE_TYPES = ("float16", "float32", "bfloat16")
@@ -174,8 +174,8 @@ def winner(scales, residuals):
     columns = [np.array([s], F32) for s in scales]
     # q need not be an integer here: fma(-q, s, 1) is to be r.
     q = [(w - np.array(r, F32)) / F32(s or 1) for s, r in zip(scales, residuals, strict=True)]
-    s, best = weights._least_error(w, columns, q.__getitem__, "float32")
-    return best[0], s[0]
+    best = groups.least_error(w, columns, q.__getitem__)
+    return best[0], groups.take(columns, best)[0]
 
 
 def test_errors_are_summed_in_order():
@@ -290,7 +290,7 @@ def test_rows_do_not_depend_on_their_place(seed, kind, scale_dtype):
 def test_many_groups_are_cut_into_blocks_unseen(rng, monkeypatch):
     w = rng.standard_normal((6, 70)).astype(F32)
     whole = numerics.quantize(w, bits=4, offset="zero_point", group_size=16)
-    monkeypatch.setattr(weights, "_WEIGHTS_AT_ONCE", 40)
+    monkeypatch.setattr(groups, "_WEIGHTS_AT_ONCE", 40)
     pieces = numerics.quantize(w, bits=4, offset="zero_point", group_size=16)
     for name in ("codes", "scales", "zero_points"):
         np.testing.assert_array_equal(whole[name], pieces[name])

@@ -48,6 +48,7 @@ py::dtype bfloat16_dtype();
 py::dtype float_dtype(const std::string& name);
 
 ScaleType scale_type_of(const py::array& plane, const char* name);
+ScaleType parse_scale_type(const std::string& name);
 Compute parse_compute(const std::string& name);
 Activation parse_activation(const py::object& name);
 

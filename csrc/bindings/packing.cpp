@@ -4,17 +4,13 @@
 namespace nibblas {
 namespace {
 
-ScaleType parse_scale_type(const std::string& name) {
-  if (name == "float16") return ScaleType::float16;
-  if (name == "float32") return ScaleType::float32;
-  if (name == "bfloat16") return ScaleType::bfloat16;
-  throw std::invalid_argument("scale type must be float16, float32 or bfloat16, got " + name);
-}
-
 py::dtype stored_dtype(ScaleType type) {
-  return py::dtype(type == ScaleType::float32   ? "float32"
-                   : type == ScaleType::float16 ? "float16"
-                                                : "uint16");
+  switch (type) {
+    case ScaleType::float32: return py::dtype("float32");
+    case ScaleType::float16: return py::dtype("float16");
+    case ScaleType::bfloat16: return py::dtype("uint16");
+    default: return py::dtype("uint8");
+  }
 }
 
 Offset parse_offset(const std::string& name) {
@@ -22,12 +18,6 @@ Offset parse_offset(const std::string& name) {
   if (name == "zero_point") return Offset::zero_point;
   if (name == "min") return Offset::min;
   throw std::invalid_argument("offset must be symmetric, zero_point or min, got " + name);
-}
-
-Rule parse_rule(const std::string& name) {
-  if (name == "mse") return Rule::mse;
-  if (name == "absmax") return Rule::absmax;
-  throw std::invalid_argument("rule must be \"mse\" or \"absmax\", got \"" + name + "\"");
 }
 
 void check_matrix(const Array& a, const char* name) {
@@ -52,12 +42,19 @@ std::vector<py::array> new_code_planes(int64_t panels, int64_t depth_padded, int
   return arrays;
 }
 
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+// `candidates`: what numerics.candidates gives for the scheme and rule, flat.
 py::dict bound_quantize(const py::array& weight, int bits, const std::string& offset,
-                        int64_t group_size, const std::string& rule,
-                        const std::string& scale_type, int num_threads) {
+                        int64_t group_size, const Floats& candidates,
+                        const std::string& scale_type, bool is_ternary,
+                        const std::optional<Floats>& codebook, int num_threads) {
   const Array view = view_floats(weight, "weight");
   check_matrix(view, "weight");
-  if (bits != 4 && bits != 8) throw std::invalid_argument("bits must be 4 or 8");
+  if (bits < 1 || bits > 8) throw std::invalid_argument("codes have 1 to 8 bits");
+  if (codebook && (codebook->size() != kCodebook || bits != 4 || candidates.size() == 0)) {
+    throw std::invalid_argument("a codebook has 16 values, codes of 4 bits, and a candidate");
+  }
   QuantizeJob job = {};
   job.cols = view.shape[0];
   job.depth = view.shape[1];
@@ -65,9 +62,16 @@ py::dict bound_quantize(const py::array& weight, int bits, const std::string& of
   job.group = group_size ? group_size : job.depth_padded;
   job.groups = group_size ? job.depth_padded / group_size : 1;
   job.bits = bits;
+  job.top_code = is_ternary ? 2 : (1 << bits) - 1;
   job.offset = parse_offset(offset);
-  job.rule = parse_rule(rule);
+  job.candidates = candidates.data();
+  job.candidate_count =
+      static_cast<int>(candidates.size() / (job.offset == Offset::min ? 2 : 1));
   job.scale_type = parse_scale_type(scale_type);
+  const bool is_byte = job.scale_type == ScaleType::e8m0 || job.scale_type == ScaleType::e4m3;
+  if (job.scale_type >= ScaleType::uint8 || (is_byte && !codebook)) {
+    throw std::invalid_argument("such codes have no scales of type " + scale_type);
+  }
   // Mins share the range of the weights, not of their steps: bfloat16 would be too coarse.
   job.min_type =
       job.scale_type == ScaleType::bfloat16 ? ScaleType::float32 : job.scale_type;
@@ -90,7 +94,10 @@ py::dict bound_quantize(const py::array& weight, int bits, const std::string& of
     job.mins = mins.mutable_data();
     result["mins"] = mins;
   }
-  without_gil([&] { quantize_weight(view, job, num_threads); });
+  const float* book = codebook ? codebook->data() : nullptr;
+  float tensor_scale = 1;
+  without_gil([&] { tensor_scale = quantize_weight(view, job, book, num_threads); });
+  result["tensor_scale"] = tensor_scale;
   return result;
 }
 
@@ -161,7 +168,9 @@ py::array bound_activate(const py::array_t<float, py::array::c_style>& x,
 
 void register_packing(py::module_& m) {
   m.def("quantize", &bound_quantize, py::arg("weight"), py::arg("bits"), py::arg("offset"),
-        py::arg("group_size"), py::arg("rule"), py::arg("scale_type"), py::arg("num_threads") = 0);
+        py::arg("group_size"), py::arg("candidates"), py::arg("scale_type"), py::kw_only(),
+        py::arg("is_ternary") = false, py::arg("codebook") = py::none(),
+        py::arg("num_threads") = 0);
   m.def("pack_codes", &bound_pack_codes, py::arg("codes"), py::arg("bits"), py::arg("group_size"),
         py::arg("num_threads") = 0, py::arg("two_level") = false);
   m.def("unpack_codes", &bound_unpack_codes, py::arg("weight"), py::arg("num_threads") = 0);

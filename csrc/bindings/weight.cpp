@@ -46,18 +46,6 @@ void check_order(const int32_t* order, int64_t depth) {
   }
 }
 
-ScaleType parse_scale_type(const std::string& name) {
-  constexpr std::pair<const char*, ScaleType> types[] = {
-      {"float32", ScaleType::float32},   {"float16", ScaleType::float16},
-      {"bfloat16", ScaleType::bfloat16}, {"e8m0", ScaleType::e8m0},
-      {"e4m3", ScaleType::e4m3},         {"uint8", ScaleType::uint8},
-      {"int8", ScaleType::int8}};
-  for (const auto& [known, type] : types) {
-    if (name == known) return type;
-  }
-  throw std::invalid_argument("unknown scale type " + name);
-}
-
 ssize_t stored_bytes(ScaleType type) {
   switch (type) {
     case ScaleType::float32: return 4;
@@ -227,6 +215,18 @@ BoundWeight make_weight(std::pair<int64_t, int64_t> shape, int64_t group_size, i
 }
 
 }  // namespace
+
+ScaleType parse_scale_type(const std::string& name) {
+  constexpr std::pair<const char*, ScaleType> types[] = {
+      {"float32", ScaleType::float32},   {"float16", ScaleType::float16},
+      {"bfloat16", ScaleType::bfloat16}, {"e8m0", ScaleType::e8m0},
+      {"e4m3", ScaleType::e4m3},         {"uint8", ScaleType::uint8},
+      {"int8", ScaleType::int8}};
+  for (const auto& [known, type] : types) {
+    if (name == known) return type;
+  }
+  throw std::invalid_argument("unknown scale type " + name);
+}
 
 void register_weight(py::module_& m) {
   py::class_<BoundWeight>(m, "Weight", "A packed weight as kernels see it: planes, not copies.")

@@ -12,7 +12,6 @@ namespace nibblas {
 enum class FloatType : uint8_t { float32, float16, bfloat16 };
 enum class Compute : uint8_t { int8, float32 };
 enum class Activation : uint8_t { none, relu, gelu, gelu_tanh, silu };
-enum class Rule : uint8_t { mse, absmax };
 enum class Offset : uint8_t { symmetric, zero_point, min };
 enum class QuantizeResult : int { done, not_finite, overflow };
 
@@ -88,13 +87,27 @@ struct IntegerProductJob {
   Matrix y;                // int32
 };
 
+constexpr int kCodebook = 16;  // entries of a codebook
+
+// The distinct entries of a codebook in ascending order, the greatest repeated to make 16.
+struct Nearest {
+  float values[kCodebook];
+  float codes[kCodebook];
+  float above[kCodebook];  // x > above[i]: entry i + 1 is nearer than i; infinite at repeats
+  bool is_lopsided;        // the ends differ in magnitude
+};
+
 struct QuantizeJob {
   Matrix weight;
   FloatType type;
   int64_t cols, depth, depth_padded, group, groups;
   int bits;
-  Offset offset;
-  Rule rule;
+  int top_code;             // the greatest code of integers; 2 is ternary
+  const Nearest* nearest;   // codebook, or null for integers
+  Offset offset;            // of integers
+  const float* candidates;  // scales of the least-squares search: see nibblas/_candidates.py
+  int candidate_count;      // (with mins: pairs); a codebook has at least one, the plain rule's
+  float tensor_scale;       // multiplies e4m3 scales
   ScaleType scale_type;
   ScaleType min_type;
   uint8_t* planes[kMaxSlices];

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "ops/nearest.h"
 #include "ops/ops.h"
 #include "ops/packed_rows.h"
 #include "runtime/dispatch.h"
@@ -23,13 +24,31 @@ int threads_for(int64_t bytes, int asked) {
 
 }  // namespace
 
-void quantize_weight(const Array& weight, QuantizeJob job, int threads) {
+float quantize_weight(const Array& weight, QuantizeJob job, const float* codebook, int threads) {
   std::vector<int64_t> offsets;
   job.weight = as_matrix(weight, offsets);
   job.type = float_type(weight.dtype);
   const ConversionTable& conversions = active_conversions();
   const int64_t panels = (job.cols + kPanel - 1) / kPanel;
   const int wanted = threads_for(job.cols * job.depth * 4, threads);
+  // In the floating-point environment of the contract, which jobs have.
+  Nearest nearest;
+  if (codebook) {
+    parallel_for(1, 1, [&](int64_t, int) { nearest = nearest_entries(codebook); });
+    job.nearest = &nearest;
+  }
+  job.tensor_scale = 1;
+  if (job.scale_type == ScaleType::e4m3) {
+    std::atomic<int32_t> most{0};
+    parallel_for(panels, wanted, [&](int64_t panel, int) {
+      const int32_t bits = conversions.greatest_bits(job, panel);
+      int32_t seen = most.load(std::memory_order_relaxed);
+      while (bits > seen &&
+             !most.compare_exchange_weak(seen, bits, std::memory_order_relaxed)) {
+      }
+    });
+    parallel_for(1, 1, [&](int64_t, int) { job.tensor_scale = e4m3_tensor_scale(most.load()); });
+  }
   const size_t bytes = aligned(conversions.quantize_scratch(job.depth_padded));
   Scratch scratch;
   char* memory = scratch.get<char>(bytes * static_cast<size_t>(wanted));
@@ -49,7 +68,7 @@ void quantize_weight(const Array& weight, QuantizeJob job, int threads) {
     case QuantizeResult::overflow:
       throw std::invalid_argument(
           "a scale of this weight is too large for its stored type; use scale_dtype=\"float32\"");
-    default: return;
+    default: return job.tensor_scale;
   }
 }
 

@@ -14,6 +14,7 @@ constexpr ConversionTable make_conversions() {
   ConversionTable table{};
   table.quantize = quantize<T>;
   table.quantize_scratch = quantize_scratch_bytes;
+  table.greatest_bits = greatest_bits<T>;
   table.pack = pack<T>;
   table.unpack = unpack<T>;
   table.dequantize = dequantize<T>;

@@ -45,6 +45,7 @@ class _QuantizedPlanes(TypedDict):
     scales: npt.NDArray[Any]
     zero_points: npt.NDArray[np.uint8] | None
     mins: npt.NDArray[Any] | None
+    tensor_scale: float
 
 def linear(
     x: npt.NDArray[Any],
@@ -72,8 +73,11 @@ def quantize(
     bits: int,
     offset: str,
     group_size: int,
-    rule: str,
+    candidates: npt.ArrayLike,
     scale_type: str,
+    *,
+    is_ternary: bool = False,
+    codebook: npt.ArrayLike | None = None,
     num_threads: int = 0,
 ) -> _QuantizedPlanes: ...
 def pack_codes(

@@ -18,6 +18,7 @@ from nibblas._arrays import (
     float_type_name,
     thread_count,
 )
+from nibblas._candidates import candidates
 from nibblas._planes import check_permutation, to_panels
 from nibblas.schemes import (
     CODEBOOK,
@@ -52,19 +53,23 @@ def quantize(
     weight : ndarray or CPU tensor
         (N, K) float32, float16 or bfloat16; N output features, K input features.
     scheme : str
-        "int4" or "int8": codes around zero. "uint4" or "uint8": codes with an offset, for values
-        that do not lie around zero.
+        "int2" to "int8": codes around zero. "uint1" to "uint8": codes with an offset, for values
+        that do not lie around zero. "ternary": -s, 0 and s. "nf4", "fp4", "iq4_nl": codes of a
+        table whose steps are finer near zero. "mxfp4", "nvfp4": the 4-bit floats of the OCP MX and
+        NVIDIA formats.
     group_size : int, None or "auto"
         Input features that share a scale: a power of two from 16 to 4096, or None for one scale
-        per output. "auto" is 32 for the 4-bit schemes and None for the 8-bit ones. A size of at
-        least K is None.
+        per output. "auto" is None for the 8-bit schemes, 256 for "ternary", 64 for "nf4" and
+        "fp4", 16 for "nvfp4" and 32 for all others; "mxfp4" and "nvfp4" have no other. A size of
+        at least K is None.
     rule : str
         How a scale is chosen. "absmax": so that the group's extremes are just representable.
         "mse": of several candidates the one with the least squared error (the same as "absmax"
         for 8 bits).
     scale_dtype : dtype or str, optional
         "float16", "float32" or "bfloat16"; float16 for groups and float32 per channel if None.
-        Scales are rounded to it first, then codes are chosen for the rounded scales.
+        Scales are rounded to it first, then codes are chosen for the rounded scales. Of "mxfp4" it
+        is "e8m0", of "nvfp4" "e4m3".
     offset : str, optional
         For unsigned schemes "zero_point" (the default: an integer code that stands for 0 exactly)
         or "min" (a float that is added).
@@ -89,22 +94,30 @@ def quantize(
     weight = float_matrix(weight, "weight")
     shape = (weight.shape[0], weight.shape[1])
     plan = plan_quantization(scheme, group_size, shape[1], rule, scale_dtype, offset)
+    chosen = plan.scheme
+    tried = np.array(candidates(chosen.name, plan.offset, rule), np.float32).ravel()
+    book = None if chosen.codebook is None else np.array(chosen.codebook, np.float32)
     result = _nibblas.quantize(
         weight,
-        plan.scheme.bits,
+        chosen.bits,
         plan.offset,
         plan.group_size or 0,
-        rule,
+        tried,
         plan.scale_type,
-        thread_count(num_threads),
+        is_ternary=chosen.name == "ternary",
+        codebook=book,
+        num_threads=thread_count(num_threads),
     )
-    planes: dict[str, Array] = dict(zip(plan.scheme.code_planes, result["codes"], strict=True))
+    planes: dict[str, Array] = dict(zip(chosen.code_planes, result["codes"], strict=True))
     planes["scales"] = result["scales"]
     if result["zero_points"] is not None:
         planes["zero_points"] = result["zero_points"]
     if result["mins"] is not None:
         planes["mins"] = result["mins"]
-    return make_weight(plan.scheme, shape, plan.group_size, planes, plan.scheme.zero)
+    if chosen.codebook_dtype == "float32":
+        planes["codebook"] = _codebook(None, chosen)
+    tensor_scale = result["tensor_scale"] if plan.scale_type == "e4m3" else None
+    return make_weight(chosen, shape, plan.group_size, planes, chosen.zero, tensor_scale)
 
 
 class QuantizationPlan(NamedTuple):

@@ -6,7 +6,10 @@ be read, to be tested against, and to check a result on a machine without nibbla
 and slow. `docs/numerics.md` states the same in words.
 """
 
+from nibblas._candidates import CANDIDATES, INT4_DIVISORS, UINT4_SHRINK, candidates
+
 from .activations import gelu, gelu_tanh, relu, silu
+from .codebooks import float32_to_e4m3, quantize_codebook
 from .fma import fma
 from .layout import (
     bfloat16_to_float32,
@@ -35,23 +38,26 @@ from .products import (
     matmul_integer,
     quantize_activations,
 )
-from .weights import INT4_DIVISORS, UINT4_SHRINK, quantize
+from .weights import quantize
 
 CONTRACT_VERSION = 1
 """Raised whenever a bit of a result may change."""
 
 __all__ = [
     "ACTIVATIONS",
+    "CANDIDATES",
     "CONTRACT_VERSION",
     "INT4_DIVISORS",
     "UINT4_SHRINK",
     "Parts",
     "bfloat16_to_float32",
+    "candidates",
     "canonical_nan",
     "dequantize",
     "e4m3_to_float32",
     "e8m0_to_float32",
     "float32_to_bfloat16",
+    "float32_to_e4m3",
     "float32_to_float16",
     "fma",
     "gelu",
@@ -65,6 +71,7 @@ __all__ = [
     "padded_depth",
     "quantize",
     "quantize_activations",
+    "quantize_codebook",
     "relu",
     "round_to",
     "scales_to_float32",
