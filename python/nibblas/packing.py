@@ -155,12 +155,18 @@ def plan_quantization(
 ) -> QuantizationPlan:
     """What `quantize` with these arguments does for a weight of `depth` input features."""
     chosen = get_scheme(scheme)
+    if chosen.two_level:
+        raise ValueError(f"quantize has no rule for {chosen.name}; pack takes its codes")
     group = resolve_group_size(group_size, chosen, depth)
     _check_choice("rule", rule, chosen.rules, chosen)
     offset = chosen.offsets[0] if offset is None else offset
     _check_choice("offset", offset, chosen.offsets, chosen)
     if scale_dtype is None:
         scale_type = "float32" if group is None else "float16"
+        if scale_type not in chosen.scale_types:
+            scale_type = chosen.scale_types[0]
+    elif isinstance(scale_dtype, str) and scale_dtype in chosen.scale_types:
+        scale_type = scale_dtype
     else:
         scale_type = float_type_name(scale_dtype, "scale_dtype")
         _check_choice("scale_dtype", scale_type, chosen.scale_types, chosen)
