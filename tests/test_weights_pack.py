@@ -263,7 +263,7 @@ def k_quant(**changes) -> dict:
         ({"super_scales": np.ones((3, 2), np.float32)}, TypeError, "super_scales must be float16"),
         ({"super_mins": np.full((3, 2), np.inf, np.float16)}, ValueError, "must be finite"),
         ({"super_mins": np.full((3, 2), np.inf, np.float16), "allow_non_finite": True}, None, ""),
-        ({"zero_points": 3}, ValueError, "q4_k has no zero_points"),
+        ({"zero_points": 3}, ValueError, "zero_points or mins, not both"),
         ({"codes": np.full((3, 300), 16, np.uint8)}, ValueError, "from 0 to 15, got 16"),
         ({"scheme": "q2_k", "group_size": 16}, ValueError, r"scales must have shape \(3, 19\)"),
     ],

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// A depth block of packed weights to operands and float32 scales, for BlockSource.
+// A depth block of packed weights to operands and float32 scales, for the sources.
 #pragma once
 
 #include "kernels/sources.h"
@@ -7,70 +7,86 @@
 namespace nibblas {
 namespace {
 
-// Codes [k0, k0 + depth) of NV panels to rows [depth / 4 * kQuadParts][NV][64].
-using Expand = void (*)(const Weight& w, int64_t panel, int64_t k0, int64_t depth, uint8_t* rows);
+// Codes [k0, k0 + depth) of `panels` panels to rows [depth / 4 * kQuadParts][panels][64].
+using Expand = void (*)(const Weight& w, int64_t panel, int panels, int64_t k0, int64_t depth,
+                        uint8_t* rows);
 
-template <class T, class Operands, GroupKind kGroups, int NV>
-void expand_codes(const Weight& w, int64_t panel, int64_t k0, int64_t depth, uint8_t* rows) {
-  using Source = PlaneSource<T, Operands, kGroups, NV>;
-  using Ops = typename Source::Ops;
-  // Only float operands differ by a zero point of their group, which may be half a step long.
-  constexpr bool zeros = Ops::kFloat && kGroups == GroupKind::zero_points;
-  constexpr int halves = zeros && Source::kStep == 32 ? 2 : 1;
-  constexpr int parts = Source::kParts / halves;
-  Source from(w, panel, k0);
-  if (zeros) from.begin_group(k0 / w.group);
-  for (int64_t k = k0; k < k0 + depth; k += Source::kStep, from.next()) {
-    unroll<halves>([&](auto half) NIBBLAS_INLINE_LAMBDA {
-      const int64_t at = k + half.value * (Source::kStep / halves);
-      if (zeros && at % w.group == 0) from.begin_group(at / w.group);
-      unroll<parts>([&](auto i) NIBBLAS_INLINE_LAMBDA {
-        constexpr int part = half.value * parts + i.value;
-        unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-          Ops::store_w(rows + (part * NV + n.value) * kRowBytes,
-                       from.template operand<part>(n.value));
+template <class T, class Operands, bool kZeros>
+void expand_codes(const Weight& w, int64_t panel, int panels, int64_t k0, int64_t depth,
+                  uint8_t* rows) {
+  using Ops = typename Operands::Ops;
+  using Reader = CodeReader<T, Operands::kBits>;
+  // Zero points of groups, which may be half a step long.
+  constexpr int halves = kZeros && Reader::kStep == 32 ? 2 : 1;
+  constexpr int parts = Reader::kQuads * Ops::kQuadParts / halves;
+  const Operands operands(w);
+  const int64_t stride = panels * kRowBytes;
+  for (int n = 0; n < panels; ++n) {
+    Reader reader(w, panel + n, k0);
+    uint8_t* to = rows + n * kRowBytes;
+    typename Ops::Zero zeros{};
+    const auto load_zeros = [&](int64_t g) {
+      zeros = Ops::load_zeros(w.zero_points + ((panel + n) * w.groups + g) * kPanel);
+    };
+    if (kZeros) load_zeros(k0 / w.group);
+    for (int64_t k = k0; k < k0 + depth; k += Reader::kStep, reader.next()) {
+      reader.prefetch(0);
+      unroll<halves>([&](auto half) NIBBLAS_INLINE_LAMBDA {
+        const int64_t at = k + half.value * (Reader::kStep / halves);
+        if (kZeros && at % w.group == 0) load_zeros(at / w.group);
+        unroll<parts>([&](auto i) NIBBLAS_INLINE_LAMBDA {
+          constexpr int part = half.value * parts + i.value;
+          const auto quad = reader.template quad<part / Ops::kQuadParts>(0);
+          auto operand = operands.template operand<part % Ops::kQuadParts>(quad);
+          if constexpr (kZeros) operand = T::sub(operand, zeros);
+          Ops::store_w(to + part * stride, operand);
         });
       });
-    });
-    rows += Source::kParts * NV * kRowBytes;
+      to += halves * parts * stride;
+    }
   }
 }
 
-// The parameters of those codes, which are whole groups.
-template <class T, class Ops, GroupKind kGroups, int NV>
-void expand_groups(const Weight& w, int64_t panel, int64_t k0, int64_t depth, const Block& out) {
-  const int64_t first = k0 / w.group;
-  const int64_t groups = depth / w.group;
-  for (int n = 0; n < NV; ++n) {
-    if constexpr (kGroups == GroupKind::two_level) {
-      for (int64_t g = 0; g < groups; ++g) {
-        const auto factor = sub_scale<T>(w, (panel + n) * w.groups + first + g);
-        T::store_i32(out.factors + (g * NV + n) * kPanel, Ops::as_factor(factor));
+// What `groups` groups from g0 on are combined with.
+template <class T, class Ops, GroupKind kGroups>
+NIBBLAS_NOINLINE void expand_groups(const Weight& w, int64_t panel, int panels, int64_t g0,
+                                    int64_t groups, const Block& out) {
+  for (int n = 0; n < panels; ++n) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t at = (g * panels + n) * kPanel;
+      const auto scale = group_scale<T>(w, panel + n, g0 + g);
+      T::store(out.scales + at, scale);
+      if constexpr (kGroups == GroupKind::mins) {
+        T::store(out.mins + at, group_min<T>(w, panel + n, g0 + g, scale));
       }
-      const int64_t per_pair = w.group == kSuperBlock ? 1 : 2;
-      for (int64_t g = 0; g < groups; g += per_pair) {
-        T::store_i32(out.pairs + (g / per_pair * NV + n) * kPanel,
-                     offset_pair<T>(w, panel + n, first + g));
+      if constexpr (kGroups == GroupKind::zero_points) {
+        const int64_t index = (panel + n) * w.groups + g0 + g;
+        memcpy(out.zeros + at, w.zero_points + index * kPanel, kPanel);
       }
-      for (int64_t s = 0; s < depth / kSuperBlock; ++s) {
-        const int64_t super = k0 / kSuperBlock + s;
-        T::store(out.scales + (s * NV + n) * kPanel, super_scale<T>(w, panel + n, super));
-        if (!w.super_mins) continue;
-        T::store(out.mins + (s * NV + n) * kPanel, super_min<T>(w, panel + n, super));
-      }
-    } else {
-      for (int64_t g = 0; g < groups; ++g) {
-        const int64_t at = (g * NV + n) * kPanel;
-        const auto scale = group_scale<T>(w, panel + n, first + g);
-        T::store(out.scales + at, scale);
-        if constexpr (kGroups == GroupKind::mins) {
-          T::store(out.mins + at, group_min<T>(w, panel + n, first + g, scale));
-        }
-        if constexpr (kGroups == GroupKind::zero_points) {
-          const int64_t index = (panel + n) * w.groups + first + g;
-          memcpy(out.zeros + at, w.zero_points + index * kPanel, kPanel);
-        }
-      }
+    }
+  }
+}
+
+// The same of super-blocks.
+template <class T, class Ops>
+NIBBLAS_NOINLINE void expand_super_blocks(const Weight& w, int64_t panel, int panels, int64_t s0,
+                                          int64_t supers, const Block& out) {
+  const int64_t groups = kSuperBlock / w.group;
+  const int64_t per_pair = w.group == kSuperBlock ? 1 : 2;
+  for (int n = 0; n < panels; ++n) {
+    const int64_t index = (panel + n) * w.groups + s0 * groups;
+    for (int64_t g = 0; g < supers * groups; ++g) {
+      T::store_i32(out.factors + (g * panels + n) * kPanel,
+                   Ops::as_factor(sub_scale<T>(w, index + g)));
+    }
+    for (int64_t g = 0; g < supers * groups; g += per_pair) {
+      T::store_i32(out.pairs + (g / per_pair * panels + n) * kPanel,
+                   offset_pair<T>(w, panel + n, s0 * groups + g));
+    }
+    for (int64_t s = 0; s < supers; ++s) {
+      const int64_t at = (s * panels + n) * kPanel;
+      T::store(out.scales + at, super_scale<T>(w, panel + n, s0 + s));
+      if (w.super_mins) T::store(out.mins + at, super_min<T>(w, panel + n, s0 + s));
     }
   }
 }

@@ -24,18 +24,12 @@ int64_t depth_block(const Weight& w, int64_t rows) {
   return w.group > few && w.group <= kDepthBlock<Ops> ? w.group : few;
 }
 
-// Scratch of one product: the block, then running sums and segment sums of [rows][NV][16].
+// Scratch of one product: the block, then running sums and segment sums of [rows][panels][16].
 struct ProductScratch {
   Block block;
   float* acc;
   int32_t* sums;
 };
-
-// Operand rows of a block: one per code (float32), per 4 codes, or per 2 where a target widens.
-template <class T>
-constexpr size_t kBlockRowBytes = size_t{512} * T::kGemmPanels * kRowBytes;
-template <class T>
-constexpr size_t kBlockScaleBytes = size_t{1024 / 16} * T::kGemmPanels * kPanel * sizeof(float);
 
 template <class T>
 constexpr int widest_panels() {
@@ -45,6 +39,12 @@ constexpr int widest_panels() {
   }
   return most;
 }
+
+// Operand rows of a block: one per code (float32), per 4 codes, or per 2 where a target widens.
+template <class T>
+constexpr size_t kBlockRowBytes = size_t{512} * T::kGemmPanels * kRowBytes;
+template <class T>
+constexpr size_t kBlockScaleBytes = size_t{1024 / 16} * widest_panels<T>() * kPanel * sizeof(float);
 
 template <class T>
 size_t product_scratch_bytes(int64_t rows) {
@@ -98,33 +98,35 @@ inline TileRows advance(TileRows x, int m, int64_t words, int64_t segment, int64
           offset(x.sums, segment * m)};
 }
 
-// Adds the finished sums of one segment to acc, for the m rows of a tile.
-template <class T, class Source>
-NIBBLAS_NOINLINE void combine_segment(const Source& w, TileRows x, int m, int64_t g,
-                                      const int32_t* sums, float* acc) {
-  using Ops = typename Source::Ops;
-  constexpr int NV = Source::kPanels;
-  for (int n = 0; n < NV; ++n) {
-    const auto scale = w.scale(n, g);
-    for (int row = 0; row < m; ++row) {
-      const int at = (row * NV + n) * kPanel;
-      const float a = Ops::kFloat ? 0.0f : x.scales[row];
-      auto sum = Ops::combine(Ops::load_sum(sums + at), a, scale, T::load(acc + at));
-      if constexpr (Source::kKind == GroupKind::mins) {
-        sum = T::fma(T::set1(x.sums[row]), w.min(n, g, scale), sum);
+// The first sums of one segment, for the m rows of a tile.
+template <class T, class Ops, GroupKind kGroups>
+NIBBLAS_NOINLINE void begin_segment(const Block& group, int panels, TileRows x, int m,
+                                    int32_t* sums) {
+  for (int row = 0; row < m; ++row) {
+    for (int n = 0; n < panels; ++n, sums += kPanel) {
+      const int32_t start = Ops::kFloat ? 0 : x.starts[row];
+      if constexpr (kGroups == GroupKind::zero_points) {
+        Ops::store_sum(sums, Ops::first(start, Ops::load_zeros(group.zeros + n * kPanel)));
+      } else {
+        Ops::store_sum(sums, Ops::first(start));
       }
-      T::store(acc + at, sum);
     }
   }
 }
 
-template <class Source>
-NIBBLAS_NOINLINE void begin_segment(const Source& w, TileRows x, int m, int32_t* sums) {
-  using Ops = typename Source::Ops;
-  constexpr int NV = Source::kPanels;
+// Adds the finished sums of one segment to acc.
+template <class T, class Ops, GroupKind kGroups>
+NIBBLAS_NOINLINE void combine_segment(const Block& group, int panels, TileRows x, int m,
+                                      const int32_t* sums, float* acc) {
   for (int row = 0; row < m; ++row) {
-    for (int n = 0; n < NV; ++n) {
-      Ops::store_sum(sums + (row * NV + n) * kPanel, first_sum(w, x.starts, row, n));
+    const float a = Ops::kFloat ? 0.0f : x.scales[row];
+    for (int n = 0; n < panels; ++n, sums += kPanel, acc += kPanel) {
+      const auto scale = T::load(group.scales + n * kPanel);
+      auto sum = Ops::combine(Ops::load_sum(sums), a, scale, T::load(acc));
+      if constexpr (kGroups == GroupKind::mins) {
+        sum = T::fma(T::set1(x.sums[row]), T::load(group.mins + n * kPanel), sum);
+      }
+      T::store(acc, sum);
     }
   }
 }
@@ -177,8 +179,12 @@ void gemm_short_groups(const ProductJob& job, Expand expand, int64_t panel, int6
   using Source = BlockSource<T, Ops, kGroups, NV>;
   for (int64_t k = 0; k < w.depth_padded; k += block) {
     const int64_t depth = smaller(block, w.depth_padded - k);
-    expand(w, panel, k, depth, s.block.rows);
-    expand_groups<T, Ops, kGroups, NV>(w, panel, k, depth, s.block);
+    expand(w, panel, NV, k, depth, s.block.rows);
+    if constexpr (kGroups == GroupKind::two_level) {
+      expand_super_blocks<T, Ops>(w, panel, NV, k / kSuperBlock, depth / kSuperBlock, s.block);
+    } else {
+      expand_groups<T, Ops, kGroups>(w, panel, NV, k / w.group, depth / w.group, s.block);
+    }
     const int64_t words = Source::steps(k);
     NextCodes<T> next(w, panel, NV, k, block, tiles);
     for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
@@ -207,38 +213,14 @@ NIBBLAS_INLINE void for_each_block(const Weight& w, Expand expand, int64_t panel
     const int64_t depth = smaller(block, end - k);
     if constexpr (Ops::kPlaneIsOperand) {
       if (!expand) {
-        f(PlaneSource<T, IntCodes<T, 8>, GroupKind::constant, NV>(w, panel, k), k, depth);
+        f(PlaneSource<T, IntCodes<T, 8>, GroupKind::constant, NV>(w, panel, k, memory), k, depth);
         continue;
       }
     }
-    expand(w, panel, k, depth, memory.rows);
+    expand(w, panel, NV, k, depth, memory.rows);
     f(BlockSource<T, Ops, GroupKind::constant, NV>(w, memory), k, depth);
   }
 }
-
-// What combine_segment and first_sum read of the planes: the parameters of a group.
-template <class T, class Ops_, GroupKind kGroups, int NV>
-struct GroupSource {
-  using Ops = Ops_;
-  static constexpr int kPanels = NV;
-  static constexpr GroupKind kKind = kGroups;
-  const Weight& weight;
-  int64_t panel;
-  typename Ops::Zero zeros[NV];
-
-  void begin_group(int64_t g) {
-    if constexpr (kGroups == GroupKind::zero_points) {
-      for (int n = 0; n < NV; ++n) {
-        const int64_t index = (panel + n) * weight.groups + g;
-        zeros[n] = Ops::load_zeros(weight.zero_points + index * kPanel);
-      }
-    }
-  }
-  typename T::F32 scale(int n, int64_t g) const { return group_scale<T>(weight, panel + n, g); }
-  typename T::F32 min(int n, int64_t g, typename T::F32 scale) const {
-    return group_min<T>(weight, panel + n, g, scale);
-  }
-};
 
 // Longer groups, and whole rows: the sums of a segment wait in memory between depth blocks.
 template <class T, class Ops, GroupKind kGroups, int NV>
@@ -246,15 +228,13 @@ void gemm_long_groups(const ProductJob& job, Expand expand, int64_t panel, int64
                       int64_t row1, const ProductScratch& s) {
   const Weight& w = *job.weight;
   const int64_t block = depth_block<Ops>(w, row1 - row0);
-  GroupSource<T, Ops, kGroups, NV> groups = {w, panel, {}};
   for (int64_t segment = 0; segment < job.x.segments; ++segment) {
     const int64_t begin = segment * job.x.segment;
     const int64_t end = smaller(begin + job.x.segment, w.depth_padded);
-    const int64_t g = w.per_channel ? 0 : segment;
-    groups.begin_group(g);
+    expand_groups<T, Ops, kGroups>(w, panel, NV, w.per_channel ? 0 : segment, 1, s.block);
     for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
-      begin_segment(groups, advance(x, m.value, 0, segment), m.value,
-                    s.sums + (row - row0) * NV * kPanel);
+      begin_segment<T, Ops, kGroups>(s.block, NV, advance(x, m.value, 0, segment), m.value,
+                                     s.sums + (row - row0) * NV * kPanel);
     });
     for_each_block<T, Ops, NV>(
         w, expand, panel, begin, end, block, s.block,
@@ -267,8 +247,8 @@ void gemm_long_groups(const ProductJob& job, Expand expand, int64_t panel, int64
         });
     for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
       const int64_t at = (row - row0) * NV * kPanel;
-      combine_segment<T>(groups, advance(x, m.value, 0, segment), m.value, g, s.sums + at,
-                         s.acc + at);
+      combine_segment<T, Ops, kGroups>(s.block, NV, advance(x, m.value, 0, segment), m.value,
+                                       s.sums + at, s.acc + at);
     });
   }
 }
@@ -295,24 +275,6 @@ NIBBLAS_INLINE void for_each_panels(int64_t panel0, int64_t panel1, const F& f) 
   if constexpr (NV > 1) for_each_panels<NV / 2>(panel0, panel1, f);
 }
 
-// How the codes of a weight are expanded, for NV = kGemmPanels and its halves.
-struct Expanders {
-  Expand by_panels[4];  // of 1, 2, 4, 8
-
-  Expand of(int panels) const { return by_panels[panels >= 8 ? 3 : panels >= 4 ? 2 : panels / 2]; }
-};
-
-template <class T, class Operands, GroupKind kGroups>
-Expanders expanders() {
-  Expanders e = {};
-  // 8-bit codes may be operands as they stand, where no scales come in between.
-  e.by_panels[0] = expand_codes<T, Operands, kGroups, 1>;
-  if constexpr (T::kGemmPanels >= 2) e.by_panels[1] = expand_codes<T, Operands, kGroups, 2>;
-  if constexpr (T::kGemmPanels >= 4) e.by_panels[2] = expand_codes<T, Operands, kGroups, 4>;
-  if constexpr (T::kGemmPanels >= 8) e.by_panels[3] = expand_codes<T, Operands, kGroups, 8>;
-  return e;
-}
-
 // Whether a plane row is an operand as it stands, and no group ends within a depth block.
 template <class Ops>
 bool reads_planes(const Weight& w) {
@@ -320,12 +282,12 @@ bool reads_planes(const Weight& w) {
 }
 
 template <class T, class Ops, GroupKind kGroups>
-void gemm(const ProductJob& job, const Expanders& expand, int64_t panel0, int64_t panel1,
+void gemm(const ProductJob& job, Expand expand, int64_t panel0, int64_t panel1,
           int64_t row0, int64_t row1, void* scratch) {
   const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
+  if (reads_planes<Ops>(*job.weight)) expand = nullptr;
   for_each_panels<T::kGemmPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
-    const Expand f = reads_planes<Ops>(*job.weight) ? nullptr : expand.of(nv.value);
-    gemm_panels<T, Ops, kGroups, nv.value>(job, f, panel, row0, row1, s);
+    gemm_panels<T, Ops, kGroups, nv.value>(job, expand, panel, row0, row1, s);
   });
 }
 

@@ -66,7 +66,7 @@ template <class T, class Operands, int MR, int NV>
 void integer_gemv_panels(const IntegerProductJob& job, int64_t panel) {
   using Source = PlaneSource<T, Operands, GroupKind::constant, NV>;
   const Weight& w = *job.weight;
-  const Source planes(w, panel, 0);
+  const Source planes(w, panel, 0, {});
   const int64_t steps = Source::steps(w.depth_padded);
   int32_t sums[MR * NV * kPanel];
   int32_t ones[NV * kPanel] = {};
@@ -97,10 +97,10 @@ void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t pa
     }
   }
   const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
-  const Expanders expand = expanders<T, Operands, GroupKind::constant>();
+  const Expand expand =
+      reads_planes<Ops>(*job.weight) ? nullptr : expand_codes<T, Operands, false>;
   for_each_panels<T::kGemmPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
-    const Expand f = reads_planes<Ops>(*job.weight) ? nullptr : expand.of(nv.value);
-    integer_gemm_panels<T, Ops, nv.value>(job, f, panel, row0, row1, s);
+    integer_gemm_panels<T, Ops, nv.value>(job, expand, panel, row0, row1, s);
   });
 }
 

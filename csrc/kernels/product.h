@@ -40,12 +40,13 @@ void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t r
                 void* scratch) {
   using Ops = typename Operands::Ops;
   if constexpr (straight(Operands::kBits)) {
-    if (job.x.rows <= T::kGemvRows) return gemv<T, Operands, kGroups>(job, panel0, panel1);
+    if (job.x.rows <= T::kGemvRows) {
+      return gemv<T, Operands, kGroups>(job, panel0, panel1, scratch);
+    }
   }
   // Integers are the same whatever their groups are like.
-  constexpr bool same = !Ops::kFloat || kGroups != GroupKind::zero_points;
-  const Expanders expand = expanders<T, Operands, same ? GroupKind::constant : kGroups>();
-  gemm<T, Ops, kGroups>(job, expand, panel0, panel1, row0, row1, scratch);
+  constexpr bool zeros = Ops::kFloat && kGroups == GroupKind::zero_points;
+  gemm<T, Ops, kGroups>(job, expand_codes<T, Operands, zeros>, panel0, panel1, row0, row1, scratch);
 }
 
 // The kinds of group that there are with these codes.

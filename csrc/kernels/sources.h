@@ -42,108 +42,37 @@ NIBBLAS_INLINE typename T::I32 offset_pair(const Weight& w, int64_t panel, int64
   return T::or_i32(low, T::template shl<16>(factor(g + 1)));
 }
 
-// Weights straight from the planes: NV panels in flight.
-template <class T, class Operands_, GroupKind kGroups, int NV>
-struct PlaneSource {
-  using Operands = Operands_;
-  using Ops = typename Operands::Ops;
-  using Reader = CodeReader<T, Operands::kBits>;
-  static constexpr int kPanels = NV;
-  static constexpr int kParts = Reader::kQuads * Ops::kQuadParts;
-  static constexpr int kStep = Reader::kStep;  // codes in a step of kParts operands
-  static constexpr GroupKind kKind = kGroups;
-
-  const Weight& weight;
-  Operands operands;
-  Reader reader;
-  int64_t panel;
-  typename Ops::Zero zeros[NV];
-
-  PlaneSource(const Weight& w, int64_t first_panel, int64_t k)
-      : weight(w), operands(w), reader(w, first_panel, k), panel(first_panel) {}
-
-  static int64_t steps(int64_t depth) { return depth / kStep; }
-  int64_t narrow_limit() const { return narrow_steps(weight) / kParts; }
-  void begin_group(int64_t g) {
-    if constexpr (kGroups == GroupKind::zero_points) {
-      unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-        const int64_t index = (panel + n.value) * weight.groups + g;
-        zeros[n.value] = Ops::load_zeros(weight.zero_points + index * kPanel);
-      });
-    }
-  }
-  template <int part>
-  NIBBLAS_INLINE typename Ops::W operand(int n) const {
-    if constexpr (part == 0) reader.prefetch(n);
-    const auto quad = reader.template quad<part / Ops::kQuadParts>(n);
-    const auto w = operands.template operand<part % Ops::kQuadParts>(quad);
-    if constexpr (Ops::kFloat && kGroups == GroupKind::zero_points) {
-      return T::sub(w, zeros[n]);
-    } else {
-      return w;
-    }
-  }
-  NIBBLAS_INLINE void next() { reader.next(); }
-
-  typename T::F32 scale(int n, int64_t g) const { return group_scale<T>(weight, panel + n, g); }
-  typename T::F32 min(int n, int64_t g, typename T::F32 scale) const {
-    return group_min<T>(weight, panel + n, g, scale);
-  }
-  typename T::I32 factor(int n, int64_t g) const {
-    return Ops::as_factor(sub_scale<T>(weight, (panel + n) * weight.groups + g));
-  }
-  typename T::I32 pair(int n, int64_t p) const {
-    const int64_t per_pair = weight.group == kSuperBlock ? 1 : 2;
-    return offset_pair<T>(weight, panel + n, p * per_pair);
-  }
-  typename T::F32 super(int n, int64_t s) const { return super_scale<T>(weight, panel + n, s); }
-  typename T::F32 super_offset(int n, int64_t s) const {
-    return super_min<T>(weight, panel + n, s);
-  }
-};
-
-// A block of NV panels, expanded: rows of operands side by side, and what groups are combined with.
+// A block of panels, expanded: rows of operands side by side, and what groups are combined with.
+// (Straight from the planes only the latter is.)
 struct Block {
-  uint8_t* rows;     // [rows][NV][64]
-  float* scales;     // [groups][NV][16]; two-level [supers][NV][16]
+  uint8_t* rows;     // [rows][panels][64]
+  float* scales;     // [groups][panels][16]; two-level [supers][panels][16]
   float* mins;       // the same
-  uint8_t* zeros;    // [groups][NV][16]
-  int32_t* factors;  // two-level: [groups][NV][16] and
-  int32_t* pairs;    // [pairs][NV][16], see offset_pair
+  uint8_t* zeros;    // [groups][panels][16]
+  int32_t* factors;  // two-level: [groups][panels][16] and
+  int32_t* pairs;    // [pairs][panels][16], see offset_pair
 };
 
-template <class T, class Ops_, GroupKind kGroups, int NV>
-struct BlockSource {
-  using Ops = Ops_;
-  static constexpr int kPanels = NV;
-  static constexpr int kParts = 1;
-  static constexpr GroupKind kKind = kGroups;
-
+// What the tile reads of a group, counted from the block's first.
+template <class T, class Ops, GroupKind kGroups, int NV>
+struct GroupSource {
   const Weight& weight;
   Block block;
   typename Ops::Zero zeros[NV];
 
-  BlockSource(const Weight& w, const Block& b) : weight(w), block(b) {}
+  GroupSource(const Weight& w, const Block& b) : weight(w), block(b) {}
 
-  static int64_t steps(int64_t depth) { return depth / 4 * Ops::kQuadParts; }
-  int64_t narrow_limit() const { return narrow_steps(weight); }
   void begin_group(int64_t g) {
-    if constexpr (kGroups == GroupKind::zero_points && !Ops::kFloat) {
+    if constexpr (kGroups == GroupKind::zero_points) {
       unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
         zeros[n.value] = Ops::load_zeros(block.zeros + (g * NV + n.value) * kPanel);
       });
     }
   }
-  template <int part>
-  NIBBLAS_INLINE typename Ops::W operand(int n) const {
-    return Ops::load_w(block.rows + n * kRowBytes);
-  }
-  NIBBLAS_INLINE void next() { block.rows += NV * kRowBytes; }
-
   typename T::F32 scale(int n, int64_t g) const {
     return T::load(block.scales + (g * NV + n) * kPanel);
   }
-  typename T::F32 min(int n, int64_t g, typename T::F32) const {
+  typename T::F32 min(int n, int64_t g) const {
     return T::load(block.mins + (g * NV + n) * kPanel);
   }
   typename T::I32 factor(int n, int64_t g) const {
@@ -152,8 +81,57 @@ struct BlockSource {
   typename T::I32 pair(int n, int64_t p) const {
     return T::load_i32(block.pairs + (p * NV + n) * kPanel);
   }
-  typename T::F32 super(int n, int64_t s) const { return scale(n, s); }
-  typename T::F32 super_offset(int n, int64_t s) const { return min(n, s, T::zero_f32()); }
+};
+
+// Codes straight from the planes: NV panels in flight.
+template <class T, class Operands_, GroupKind kGroups, int NV>
+struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
+  using Operands = Operands_;
+  using Ops = typename Operands::Ops;
+  using Reader = CodeReader<T, Operands::kBits>;
+  static constexpr int kPanels = NV;
+  static constexpr int kParts = Reader::kQuads * Ops::kQuadParts;
+  static constexpr GroupKind kKind = kGroups;
+
+  Operands operands;
+  Reader reader;
+
+  PlaneSource(const Weight& w, int64_t panel, int64_t k, const Block& groups)
+      : GroupSource<T, Ops, kGroups, NV>(w, groups), operands(w), reader(w, panel, k) {}
+
+  static int64_t steps(int64_t depth) { return depth / Reader::kStep; }
+  int64_t narrow_limit() const { return narrow_steps(this->weight) / kParts; }
+  template <int part>
+  NIBBLAS_INLINE typename Ops::W operand(int n) const {
+    if constexpr (part == 0) reader.prefetch(n);
+    const auto quad = reader.template quad<part / Ops::kQuadParts>(n);
+    const auto w = operands.template operand<part % Ops::kQuadParts>(quad);
+    if constexpr (Ops::kFloat && kGroups == GroupKind::zero_points) {
+      return T::sub(w, this->zeros[n]);
+    } else {
+      return w;
+    }
+  }
+  NIBBLAS_INLINE void next() { reader.next(); }
+};
+
+// Operands of a block. Float ones have their zero points subtracted already.
+template <class T, class Ops_, GroupKind kGroups, int NV>
+struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
+  using Ops = Ops_;
+  static constexpr int kPanels = NV;
+  static constexpr int kParts = 1;
+  static constexpr GroupKind kKind = kGroups;
+
+  BlockSource(const Weight& w, const Block& b) : GroupSource<T, Ops, kGroups, NV>(w, b) {}
+
+  static int64_t steps(int64_t depth) { return depth / 4 * Ops::kQuadParts; }
+  int64_t narrow_limit() const { return narrow_steps(this->weight); }
+  template <int part>
+  NIBBLAS_INLINE typename Ops::W operand(int n) const {
+    return Ops::load_w(this->block.rows + n * kRowBytes);
+  }
+  NIBBLAS_INLINE void next() { this->block.rows += NV * kRowBytes; }
 };
 
 }  // namespace

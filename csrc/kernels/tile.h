@@ -133,7 +133,7 @@ NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, 
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
       const F32 scale = w.scale(n.value, g);
       F32 min;
-      if constexpr (Source::kKind == GroupKind::mins) min = w.min(n.value, g, scale);
+      if constexpr (Source::kKind == GroupKind::mins) min = w.min(n.value, g);
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
         float* at = acc + (m.value * NV + n.value) * kPanel;
         const float a = Ops::kFloat ? 0.0f : x.scales[s * MR + m.value];
@@ -212,7 +212,7 @@ NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers
       });
     }
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-      const auto scale = w.super(n.value, s);
+      const auto scale = w.scale(n.value, s);
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
         const int at = (m.value * NV + n.value) * kPanel;
         const float a = x.scales[s * MR + m.value];
@@ -222,7 +222,7 @@ NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers
         auto sum = Ops::combine(total, a, scale, T::load(acc + at));
         if (mins) {
           const auto u = T::mul(T::set1(a), T::to_f32(offset));
-          sum = T::fma(u, w.super_offset(n.value, s), sum);
+          sum = T::fma(u, w.min(n.value, s), sum);
         }
         T::store(acc + at, sum);
       });

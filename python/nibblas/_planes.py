@@ -150,8 +150,10 @@ def check_tensor_scale(
         return
     if len(given) != 1:
         raise ValueError(f"{scheme.name} needs one of tensor_scale and tensor_divisor")
-    if not np.isfinite(given[0]) or given[0] != np.float32(given[0]):
-        raise ValueError(f"tensor_scale or tensor_divisor: expected a finite float32, got {given[0]}")
+    if not np.isfinite(given[0]) or float(given[0]) != float(np.float32(given[0])):
+        raise ValueError(
+            f"tensor_scale or tensor_divisor: expected a finite float32, got {given[0]}"
+        )
     if tensor_divisor == 0:
         raise ValueError("tensor_divisor: expected a number that is not 0")
 
