@@ -58,22 +58,19 @@ ALL_VARIANTS = tuple(Variant(name, offset) for name in SCHEMES for offset in _of
 
 # Plain integers with one scale a group. (matmul_integer takes the codes of two-level ones, too.)
 INTEGER_SCHEMES = tuple(
-    name
-    for name, scheme in SCHEMES.items()
-    if scheme.codebook is None and not scheme.two_level
+    name for name, scheme in SCHEMES.items() if scheme.codebook is None and not scheme.two_level
 )
 
 # Schemes whose planes are just codes, scales and offsets, to try what is no matter of the codes.
-PLAIN_OFFSETS = tuple(
-    (name, offset) for name in ("int8", "uint8", "int4", "uint4") for offset in SCHEMES[name].offsets
-)
+PLAIN = ("int8", "uint8", "int4", "uint4")
+PLAIN_OFFSETS = tuple((name, offset) for name in PLAIN for offset in SCHEMES[name].offsets)
 OFFSETS = tuple((name, offset) for name, scheme in SCHEMES.items() for offset in scheme.offsets)
 
 # Of each way that a kernel goes one: for what does not depend on the codes' meaning.
 VARIANTS = tuple(
     variant
     for variant in ALL_VARIANTS
-    if variant.scheme in ("int8", "uint8", "int4", "uint4", "nf4", "nvfp4", "q2_k", "q6_k")
+    if variant.scheme in (*PLAIN, "nf4", "nvfp4", "q2_k", "q6_k")
     or str(variant) in ("int3-symmetric", "uint5-zero_point", "iq4_xs-symmetric")
 )
 
@@ -83,7 +80,7 @@ def groups_of(variant: Variant) -> tuple[int | None, ...]:
     scheme = SCHEMES[variant.scheme]
     if scheme.fixed_group is not None:
         return (scheme.fixed_group,)
-    return GROUPS if variant.scheme in ("int8", "uint8", "int4", "uint4") else (16, 512, None)
+    return GROUPS if variant.scheme in PLAIN else (16, 512, None)
 
 
 variants = pytest.mark.parametrize("variant", VARIANTS, ids=str)

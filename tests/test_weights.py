@@ -29,6 +29,8 @@ variants = pytest.mark.parametrize(
     ("scheme", "offset", "group"),
     [(*offset, group) for offset, group in itertools.product(PLAIN_OFFSETS, (None, 16, 32))],
 )
+
+
 @variants
 def test_attributes_and_planes(scheme, offset, group, rng):
     w = nibblas.quantize(dense(rng), scheme, group, offset=offset)

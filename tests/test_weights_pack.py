@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from nibblas import numerics
 from nibblas.schemes import SCHEMES
 
 from .cases import BFLOAT16, INTEGER_SCHEMES, same_planes
+
 
 def make_codes(scheme: str, rng, cols=20, depth=100) -> np.ndarray:
     info = SCHEMES[scheme]

@@ -388,10 +388,9 @@ def make_weight(
     planes = check_planes(scheme, shape, group_size, planes, zero)
     check_tensor_scale(scheme, tensor_scale, tensor_divisor)
     weight = object.__new__(PackedWeight)
+    codebook = planes.get("codebook")
     if scheme.codebook_dtype == "int8":
         codebook = np.array(scheme.codebook, np.int8)
-    else:
-        codebook = planes.get("codebook")
     native = _nibblas.Weight(
         shape,
         group_size or 0,
