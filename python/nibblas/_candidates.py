@@ -77,9 +77,7 @@ def _ranges(*cuts: tuple[int, int]) -> tuple[tuple[float, float], ...]:
 
 # For uint1 to uint3 with a minimum. From 4 bits on a group needs both its ends more than it gains.
 _MIN_RANGES: dict[int, tuple[tuple[float, float], ...]] = {
-    1: _ranges(
-        *((12, 11), (9, 8), (13, 13), (6, 5), (10, 13), (2, 10), (13, 9), (7, 12), (11, 6))
-    ),
+    1: _ranges(*((12, 11), (9, 8), (13, 13), (6, 5), (10, 13), (2, 10), (13, 9), (7, 12), (11, 6))),
     2: _ranges(
         *((7, 7), (4, 4), (10, 10), (2, 6), (6, 2), (12, 8), (9, 13)),
         *((5, 9), (9, 5), (12, 12), (2, 3), (4, 0), (5, 13), (0, 4)),
