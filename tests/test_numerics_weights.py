@@ -313,7 +313,7 @@ def test_what_is_refused():
             numerics.quantize(w, **good)
     w[1, 7] = 1
     for name, value in (
-        ("bits", 5),
+        ("bits", 9),
         ("offset", "middle"),
         ("rule", "mae"),
         ("scale_dtype", "e8m0"),
