@@ -15,7 +15,9 @@ from nibblas.schemes import SCHEMES
 from .quantize_cases import QUANTIZED
 
 SCHEME_NAMES = tuple(dict.fromkeys(variant.scheme for variant in QUANTIZED))
-FLOAT_SCALES = [variant for variant in QUANTIZED if "float16" in SCHEMES[variant.scheme].scale_types]
+FLOAT_SCALES = [
+    variant for variant in QUANTIZED if "float16" in SCHEMES[variant.scheme].scale_types
+]
 VARIANTS = [
     (name, offset, group)
     for (name, offset), group in itertools.product(QUANTIZED, (None, 16, 32))
@@ -71,7 +73,11 @@ def test_quantize_refuses_large_group_size(rng):
     [
         ({"scheme": "int9"}, ValueError, "unknown scheme 'int9'.*int8.*uint4"),
         ({"scheme": "nvfp4", "group_size": 32}, ValueError, "of nvfp4 must be 16, got 32"),
-        ({"scheme": "mxfp4", "scale_dtype": "float16"}, ValueError, "must be 'e8m0', got 'float16'"),
+        (
+            {"scheme": "mxfp4", "scale_dtype": "float16"},
+            ValueError,
+            "must be 'e8m0', got 'float16'",
+        ),
         ({"scheme": 4}, TypeError, "scheme must be a string"),
         ({"group_size": 0}, ValueError, "positive, got 0"),
         ({"group_size": -32}, ValueError, "positive, got -32"),
