@@ -73,7 +73,7 @@ def subprocess_run(*arguments: object, **options) -> subprocess.CompletedProcess
         ("inspect", "no-such-file"),
         ("quantize", "no-such-file", "out"),
         ("bench", "--shapes", "4x"),
-        ("bench", "--schemes", "int3"),
+        ("bench", "--schemes", "int9"),
         ("bench", "--rows", "0"),
         ("bench", "--target", "sse9", "--shapes", "16x64"),
         ("bench", "--threads", "0"),
@@ -193,7 +193,8 @@ def test_quantize(scheme, checkpoint, report, tmp_path):
         else:
             assert found[name].dtype == tensor.dtype
             assert np.array_equal(found[name], tensor)
-    assert load_file(out).keys() >= {"layer.0.weight.codes", "layer.0.weight.scales", "ids"}
+    planes = (*SCHEMES[scheme].code_planes, "scales")
+    assert load_file(out).keys() >= {"ids", *(f"layer.0.weight.{plane}" for plane in planes)}
 
 
 def test_quantize_text(checkpoint, run, tmp_path):

@@ -247,7 +247,7 @@ def test_parse_schemes():
         ("uint4-channel-min", "uint4", None, "min"),
         ("uint8-zp", "uint8", "auto", "zero_point"),
     ]
-    for text in ("", "int5", "int4-32", "int4-g", "int4-min", "int4-zp", "uint4-symmetric"):
+    for text in ("", "int9", "int4-32", "int4-g", "int4-min", "int4-zp", "uint4-symmetric"):
         with pytest.raises(ValueError, match=r"scheme|expected|offsets"):
             _bench.parse_schemes(text)
 

@@ -14,7 +14,8 @@ from nibblas.numerics import groups
 F32 = np.float32
 SCALE_TYPES = ("float16", "float32", "bfloat16")
 KINDS = [(8, "symmetric"), (4, "symmetric"), (8, "zero_point"), (4, "zero_point")]
-KINDS += [(8, "min"), (4, "min")]
+KINDS += [(8, "min"), (4, "min"), (2, "symmetric"), (3, "symmetric"), (6, "symmetric")]
+KINDS += [(1, "zero_point"), (3, "zero_point"), (1, "min"), (2, "min"), (3, "min")]
 every_kind = pytest.mark.parametrize(("bits", "offset"), KINDS)
 
 
@@ -27,55 +28,66 @@ def clamp(value: np.float32, low: int, high: int) -> int:
     return int(min(max(value, low), high))
 
 
-def written_rule(w, bits, offset, rule, scale_dtype):
+def written_rule(w, bits, offset, rule, scale_dtype, ternary=False):
     """codes, scale, and zero point or min of one group, in scalars of float32."""
-    qmax = 2**bits - 1
-    half = 2 ** (bits - 1)
-    search = rule == "mse" and bits == 4
-    if offset == "min":
-        lo, hi = min(w), max(w)  # of equals Python takes the first
-        s = stored((hi - lo) / F32(qmax), scale_dtype)
-        m = stored(lo, "float32" if scale_dtype == "bfloat16" else scale_dtype)
-        codes = [clamp(np.rint((v - m) / s), 0, qmax) if s else 0 for v in w]
-        return codes, s, m
-
+    half = 1 if ternary else 2 ** (bits - 1)
+    name = "ternary" if ternary else ("int" if offset == "symmetric" else "uint") + str(bits)
+    tried = numerics.candidates(name, offset, rule)
     if offset == "symmetric":
+        low, high = -half, 1 if ternary else half - 1
         m = w[0]
         for v in w:
             if abs(v) > abs(m):
                 m = v
-        raw = [abs(m) / F32(half - 1)]
-        raw += [m / F32(d) for d in numerics.INT4_DIVISORS] if search else []
-        candidates = [(stored(s, scale_dtype), None) for s in raw]
+        raw = [abs(m) / F32(high)]
+        raw += [(abs(m) if ternary else m) / F32(d) for d in tried]
+        candidates = [(stored(s, scale_dtype), 0) for s in raw]
 
-        def integer(v, s, zp):
-            return clamp(np.rint(v / s), -half, half - 1)
-    else:
+        def integer(v, s, _):
+            return clamp(np.rint(v / s), low, high)
+    elif offset == "zero_point":
+        qmax = 2**bits - 1
         lo, hi = min(F32(0), min(w)), max(F32(0), max(w))
         candidates = []
-        for c in numerics.UINT4_SHRINK if search else (1,):
+        for c in (1, *tried):
             s = stored((hi * F32(c) - lo * F32(c)) / F32(qmax), scale_dtype)
             zp = clamp(np.rint(-(lo * F32(c)) / s), 0, qmax) if s else 0
             candidates.append((s, zp))
 
         def integer(v, s, zp):
             return clamp(np.rint(v / s) + F32(zp), 0, qmax) - zp
+    else:
+        qmax = 2**bits - 1
+        min_dtype = "float32" if scale_dtype == "bfloat16" else scale_dtype
+        lo, hi = min(w), max(w)  # of equals Python takes the first
+        r = hi - lo
+        raw = [(lo, r), *((lo + r * F32(start), r * F32(width)) for start, width in tried)]
+        candidates = [
+            (stored(width / F32(qmax), scale_dtype), stored(start, min_dtype))
+            for start, width in raw
+        ]
+
+        def integer(v, s, m):
+            return clamp(np.rint((v - m) / s), 0, qmax)
 
     best = None
-    for s, zp in candidates:
+    for s, extra in candidates:
         e = F32(np.inf)
         if s != 0 and np.isfinite(s):
             e = F32(0)
             for v in w:
-                r = numerics.fma(F32(-integer(v, s, zp)), s, v)[()]
+                off = v - extra if offset == "min" else v
+                r = numerics.fma(F32(-integer(v, s, extra)), s, off)[()]
                 e = numerics.fma(r, r, e)[()]
         if best is None or e < best[0]:
-            best = e, s, zp
+            best = e, s, extra
     base = half if offset == "symmetric" else 0
-    _, s, zp = best
+    _, s, extra = best
     if s == 0:
-        return [base] * len(w), s, 0
-    return [integer(v, s, zp) + (base or zp) for v in w], s, zp
+        return [base] * len(w), s, extra if offset == "min" else 0
+    if offset == "zero_point":
+        base = extra
+    return [integer(v, s, extra) + base for v in w], s, extra
 
 
 def weights_like(rng, cols, depth):
@@ -94,12 +106,20 @@ def weights_like(rng, cols, depth):
 
 @pytest.mark.parametrize("rule", ["mse", "absmax"])
 @pytest.mark.parametrize("scale_dtype", SCALE_TYPES)
-@every_kind
-def test_quantize_is_the_written_rule(bits, offset, scale_dtype, rule, rng):
+@pytest.mark.parametrize(
+    ("bits", "offset", "ternary"), [(*kind, False) for kind in KINDS] + [(2, "symmetric", True)]
+)
+def test_quantize_is_the_written_rule(bits, offset, ternary, scale_dtype, rule, rng):
     w = weights_like(rng, 9, 40)
     for group in (16, None):
         parts = numerics.quantize(
-            w, bits=bits, offset=offset, group_size=group, rule=rule, scale_dtype=scale_dtype
+            w,
+            bits=bits,
+            offset=offset,
+            group_size=group,
+            rule=rule,
+            scale_dtype=scale_dtype,
+            ternary=ternary,
         )
         scales = numerics.scales_to_float32(parts["scales"])
         other = parts.get("zero_points", parts.get("mins"))
@@ -112,7 +132,8 @@ def test_quantize_is_the_written_rule(bits, offset, scale_dtype, rule, rng):
         for n, row in enumerate(w):
             for g, start in enumerate(range(0, 40, group or 40)):
                 k = slice(start, start + (group or 40))
-                codes, s, extra = written_rule(list(row[k]), bits, offset, rule, scale_dtype)
+                group_of = list(row[k])
+                codes, s, extra = written_rule(group_of, bits, offset, rule, scale_dtype, ternary)
                 assert parts["codes"][n, k].tolist() == codes
                 assert scales[n, g] == s
                 if offset != "symmetric":
@@ -151,8 +172,9 @@ def test_mse_gains_and_never_loses(offset, group, rng):
 
 
 def test_candidates_are_exact_and_start_with_none_lost():
-    for values in (numerics.INT4_DIVISORS, numerics.UINT4_SHRINK):
-        assert all(float(F32(v)) == v for v in values)
+    assert len(numerics.CANDIDATES) == 21
+    for values in (numerics.INT4_DIVISORS, numerics.UINT4_SHRINK, *numerics.CANDIDATES.values()):
+        assert all(float(F32(v)) == v for v in np.ravel(values))
         assert len(set(values)) == len(values) <= 16
     assert numerics.UINT4_SHRINK[0] == 1
     assert -8 in numerics.INT4_DIVISORS
@@ -229,9 +251,8 @@ def test_huge_weights(bits, offset):
         numerics.quantize(w, **arguments, scale_dtype="float16")
     w = np.array([[3e38, -3e38]], F32)  # the range is beyond float32, the largest weight is not
     if offset == "symmetric":
-        assert numerics.quantize(w, **arguments)["scales"] == F32(3e38) / F32(
-            127 if bits == 8 else 7
-        )
+        scale = numerics.quantize(w, **arguments)["scales"]
+        assert scale == F32(3e38) / F32(2 ** (bits - 1) - 1)
     else:
         with pytest.raises(ValueError, match="overflows float32"):
             numerics.quantize(w, **arguments, rule="absmax")
@@ -313,7 +334,7 @@ def test_what_is_refused():
             numerics.quantize(w, **good)
     w[1, 7] = 1
     for name, value in (
-        ("bits", 5),
+        ("bits", 9),
         ("offset", "middle"),
         ("rule", "mae"),
         ("scale_dtype", "e8m0"),

@@ -36,7 +36,7 @@ void quantize_activations(const Array& x, int64_t group, const Array& codes, con
                           int threads);
 
 // Fills the planes that `job` names; its members weight, nearest and tensor_scale are from here.
-// `codebook` has 16 values, or is null. Returns the tensor_scale, which is 1 unless scales are e4m3.
+// `codebook` has 16 values, or is null. Returns the tensor_scale: 1 unless scales are e4m3.
 float quantize_weight(const Array& weight, QuantizeJob job, const float* codebook, int threads);
 void pack_codes(const Array& codes, PackJob job, int threads);
 void unpack_codes(const Weight& weight, const Array& codes, int threads);

@@ -17,7 +17,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from nibblas.ops import linear, matmul_integer, quantize_activations
-from nibblas.packing import pack, quantize
+from nibblas.packing import pack
+from nibblas.quantizing import quantize
 from nibblas.runtime import (
     available_targets,
     cpu_info,

@@ -15,13 +15,12 @@ error on fresh weights relative to the plain scale alone, here for Gaussian (G) 
     int6    5    .849  .906   .842    .735
     int7    3    .867  .928   .923    .895
     ternary 9    .420  .641   .239    .488
-    uint1   7    .571  .651   .601    .789    with a zero point, as the next six
+    uint1   7    .571  .651   .601    .789    with a zero point, as the next five
     uint2   9    .679  .773   .333    .455
     uint3   8    .876  .904   .480    .391
     uint4   7    .937  .956   .612    .497
     uint5   4    .966  .983   .787    .664
     uint6   2    .983  .994   .898    .872
-    uint7   1   1.000 1.000   .965    .972
     uint1   9    .174  .143   .050    .012    with a minimum, as the next two
     uint2  14    .602  .483   .254    .109
     uint3  13    .788  .757   .460    .147
@@ -77,9 +76,7 @@ def _ranges(*cuts: tuple[int, int]) -> tuple[tuple[float, float], ...]:
 
 # For uint1 to uint3 with a minimum. From 4 bits on a group needs both its ends more than it gains.
 _MIN_RANGES: dict[int, tuple[tuple[float, float], ...]] = {
-    1: _ranges(
-        *((12, 11), (9, 8), (13, 13), (6, 5), (10, 13), (2, 10), (13, 9), (7, 12), (11, 6))
-    ),
+    1: _ranges(*((12, 11), (9, 8), (13, 13), (6, 5), (10, 13), (2, 10), (13, 9), (7, 12), (11, 6))),
     2: _ranges(
         *((7, 7), (4, 4), (10, 10), (2, 6), (6, 2), (12, 8), (9, 13)),
         *((5, 9), (9, 5), (12, 12), (2, 3), (4, 0), (5, 13), (0, 4)),
@@ -107,7 +104,6 @@ _ZERO_POINT = {
     "uint4": UINT4_SHRINK[1:],
     "uint5": _shrink(63, 62, 52, 43),
     "uint6": _shrink(63, 57),
-    "uint7": _shrink(62),
 }
 
 # Codebooks: scales |m| / d, and m / d where the two ends of the codebook differ (iq4_nl). A

@@ -23,7 +23,7 @@ from nibblas._arrays import Array
 from nibblas.cli import _text
 from nibblas.io.packed import KEY, describe, encode_description, read_weights, tensor_name
 from nibblas.io.safetensors import SafetensorsFile, TensorSpec, Writer, spec_of
-from nibblas.packing import QuantizationPlan, plan_quantization, quantize
+from nibblas.quantizing import QuantizationPlan, plan_quantization, quantize
 from nibblas.schemes import scheme_names
 from nibblas.weights import PackedWeight
 

@@ -42,7 +42,7 @@ def quantize_codebook(
     candidate ``raw = |m| / d``, or ``m / d`` if the codebook's greatest and least entries differ
     in magnitude. Its scale s is
 
-    - float16, float32, bfloat16: raw, rounded to that type.
+    - float16, float32, bfloat16: raw, rounded to that type; -0 is stored as +0.
     - e8m0: the exponent bits of raw, which are raw rounded down to a power of two, and s is half
       of that, because the codebook holds doubled values. A group of zeros has e = 0.
     - e4m3: raw / t rounded to e4m3 (nearest even, at most 448), and ``s = (e4m3 / 2) * t``, with t
