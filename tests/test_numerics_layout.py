@@ -287,7 +287,6 @@ def test_empty_shapes_give_the_bias():
         ({"zero_points": np.ones((4, 3), np.uint8)}, r"zero_points must have shape \(5, 3\)"),
         ({"scales": None}, "needs scales"),
         ({"group_size": 24}, "power of two"),
-        ({"tensor_scale": 1.0}, "no rule for tensor_scale"),
         ({"codebook": np.ones(8, F32)}, r"codebook must have shape \(16,\)"),
         ({"codebook": np.full(16, np.inf, F32)}, "codebook must be finite"),
         ({"codebook": np.full(16, 1.1, F32), "zero": 0}, r"codebook within \[-1, 1\]"),

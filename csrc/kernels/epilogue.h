@@ -21,8 +21,8 @@ NIBBLAS_NOINLINE typename T::F32 apply_activation(Activation activation, typenam
 
 // acc: [rows][panels][16], rows from row0 and panels from `panel` on.
 template <class T>
-NIBBLAS_NOINLINE void store_outputs(const ProductJob& job, int64_t panel, int panels, int64_t row0, int64_t rows,
-                   const float* acc) {
+NIBBLAS_NOINLINE void store_outputs(const ProductJob& job, int64_t panel, int panels, int64_t row0,
+                                    int64_t rows, const float* acc) {
   for (int n = 0; n < panels; ++n) {
     const int64_t col = (panel + n) * kPanel;
     const int64_t count = smaller(kPanel, job.weight->cols - col);

@@ -15,19 +15,14 @@ from nibblas._arrays import (
     Array,
     aligned_copy,
     as_array,
-    bfloat16,
     output_array,
     read_only,
     thread_count,
 )
-from nibblas._planes import (
-    check_planes,
-    check_tensor_scale,
-    from_panels,
-    offset_of,
-    scale_type_of,
-)
-from nibblas.schemes import LAYOUT_VERSION, Scheme, get_scheme, group_count, super_count
+from nibblas._planes import check_planes, check_tensor_scale, offset_of, scale_type_of
+from nibblas._transposed import TransposedWeight
+from nibblas._unpacking import stored_parts
+from nibblas.schemes import LAYOUT_VERSION, Scheme, get_scheme
 
 
 class PackedWeight:
@@ -221,7 +216,7 @@ class PackedWeight:
         >>> w = nibblas.quantize(np.ones((4, 64), np.float32), "uint4", 32)
         >>> same = nibblas.pack(**w.unpack())
         """
-        parts = self._parts(num_threads)
+        parts = stored_parts(self, num_threads)
         if self._scheme.signed:
             # Modulo 256 the stored code less its zero is the signed integer.
             codes = parts["codes"]
@@ -235,37 +230,12 @@ class PackedWeight:
 
         As `unpack`, but with the codes as they are stored, uint8, and the zero that goes with them.
         """
-        parts = self._parts(num_threads)
+        parts = stored_parts(self, num_threads)
         del parts["scheme"]
         parts["bits"] = self._scheme.bits
         parts["scale_type"] = self.scale_dtype
         if self._scheme.codebook_dtype == "int8":
             parts["codebook"] = np.array(self._scheme.codebook, np.int8)
-        return parts
-
-    def _parts(self, num_threads: int | None) -> dict[str, Any]:
-        cols, depth = self._shape
-        groups = group_count(depth, self._group_size)
-        parts: dict[str, Any] = {
-            "codes": _nibblas.unpack_codes(self._native, thread_count(num_threads)),
-            "scheme": self.scheme,
-            "group_size": self._group_size,
-            "zero": self._zero,
-        }
-        for name in ("scales", "zero_points", "mins", "super_scales", "super_mins"):
-            plane = self._planes.get(name)
-            if plane is not None:
-                count = super_count(depth) if name.startswith("super") else groups
-                values = from_panels(plane, cols, count)
-                parts[name] = values.view(bfloat16()) if plane.dtype == np.uint16 else values
-        if self._scheme.nibble_mins:
-            parts["mins"] = parts["scales"] >> 4
-            parts["scales"] &= 15
-        for name in ("codebook", "input_order"):
-            if name in self._planes:
-                parts[name] = self._planes[name].copy()
-        for name, number in self._tensor_numbers().items():
-            parts[name] = number
         return parts
 
     def _tensor_numbers(self) -> dict[str, float]:
@@ -336,43 +306,6 @@ class PackedWeight:
             f"<PackedWeight {self.scheme} {cols}x{depth}, {groups}, {self.scale_dtype} scales"
             f"{offset}{order}, {self.bits_per_weight:.2f} bits per weight>"
         )
-
-
-class TransposedWeight:
-    """A packed weight seen as (K, N), so that ``x @ w.T`` reads as in NumPy."""
-
-    __slots__ = ("_weight",)
-    __array_ufunc__ = None
-
-    def __init__(self, weight: PackedWeight) -> None:
-        self._weight = weight
-
-    @property
-    def T(self) -> PackedWeight:
-        """The packed weight itself."""
-        return self._weight
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(K, N): input features, output features."""
-        return self._weight.shape[::-1]
-
-    @property
-    def ndim(self) -> int:
-        """2: a packed weight is a matrix."""
-        return 2
-
-    def __rmatmul__(self, x: object) -> Array:
-        array = x if isinstance(x, np.ndarray) else as_array(x, "x")
-        return _nibblas.linear(array, self._weight._native)
-
-    def __array__(self, *args: Any, **kwargs: Any) -> NoReturn:
-        raise TypeError(
-            "a packed weight is not converted to an array by itself: use w.dequantize().T"
-        )
-
-    def __repr__(self) -> str:
-        return f"{self._weight!r}.T"
 
 
 def make_weight(
