@@ -11,6 +11,7 @@ import pytest
 
 import nibblas
 from nibblas import _nibblas, numerics
+from nibblas.quantizing import tensor_scale_of
 from nibblas.schemes import E2M1_DOUBLED, SCHEMES
 
 from .cases import assert_same_bits
@@ -132,14 +133,14 @@ def test_nvfp4_scales(rng):
     w = (rng.standard_normal((5, 64)) * 3).astype(F32)
     parts = nibblas.quantize(w, "nvfp4", rule="absmax").unpack()
     amax = np.abs(w).max()
-    assert parts["tensor_scale"] == float(amax / F32(2688))
+    assert parts["tensor_scale"] == float(amax / F32(2688)) == tensor_scale_of(w)
     largest = np.abs(w).reshape(5, 4, 16).max(axis=2)
     with np.errstate(all="ignore"):
         expected = (largest / F32(6) / F32(parts["tensor_scale"])).astype(ml_dtypes.float8_e4m3fn)
     assert np.array_equal(parts["scales"], expected.view(np.uint8))
     assert parts["scales"].max() == 126
     zeros = nibblas.quantize(np.zeros((3, 40), F32), "nvfp4")
-    assert zeros.tensor_scale == 1
+    assert zeros.tensor_scale == 1 == tensor_scale_of(np.zeros((3, 0), F32))
     assert not any(zeros.planes[name].any() for name in ("codes", "scales"))
 
 

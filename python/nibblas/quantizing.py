@@ -95,7 +95,7 @@ def quantize(
         planes["mins"] = result["mins"]
     if chosen.codebook_dtype == "float32":
         planes["codebook"] = np.array(chosen.codebook, np.float32)
-    tensor_scale = result["tensor_scale"] if plan.scale_type == "e4m3" else None
+    tensor_scale = result["tensor_scale"] if plan.has_tensor_scale else None
     return make_weight(chosen, shape, plan.group_size, planes, chosen.zero, tensor_scale)
 
 
@@ -112,6 +112,11 @@ class QuantizationPlan(NamedTuple):
         """Type in which mins are stored: that of the scales, but never bfloat16."""
         return "float32" if self.scale_type == "bfloat16" else self.scale_type
 
+    @property
+    def has_tensor_scale(self) -> bool:
+        """Whether a number of the whole matrix multiplies its scales: see `tensor_scale_of`."""
+        return self.scale_type == "e4m3"
+
     def plane_specs(self, shape: tuple[int, int]) -> dict[str, PlaneSpec]:
         """The planes that such a weight of this shape will have."""
         return plane_specs(
@@ -122,6 +127,13 @@ class QuantizationPlan(NamedTuple):
             offset=self.offset,
             offset_type="uint8" if self.offset == "zero_point" else self.min_type,
         )
+
+
+def tensor_scale_of(weight: Array) -> float:
+    """The tensor_scale with which e4m3 scales are quantized, for what is written before them."""
+    greatest = np.float32(max(weight.max(), -weight.min())) if weight.size else np.float32(0)
+    scale = float(greatest / np.float32(2688))
+    return scale or 1.0
 
 
 def plan_quantization(

@@ -23,7 +23,12 @@ from nibblas._arrays import Array
 from nibblas.cli import _text
 from nibblas.io.packed import KEY, describe, encode_description, read_weights, tensor_name
 from nibblas.io.safetensors import SafetensorsFile, TensorSpec, Writer, spec_of
-from nibblas.quantizing import QuantizationPlan, plan_quantization, quantize
+from nibblas.quantizing import (
+    QuantizationPlan,
+    plan_quantization,
+    quantize,
+    tensor_scale_of,
+)
 from nibblas.schemes import scheme_names
 from nibblas.weights import PackedWeight
 
@@ -107,6 +112,8 @@ def convert(arguments: argparse.Namespace) -> dict[str, Any]:
             "zero": plan.scheme.zero,
             "planes": list(planes),
         }
+        if plan.has_tensor_scale:
+            descriptions[name]["tensor_scale"] = tensor_scale_of(_dense(file, name)).hex()
 
     metadata = {**file.metadata, KEY: encode_description(descriptions)}
     entries = []
