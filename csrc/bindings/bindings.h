@@ -21,6 +21,7 @@ namespace py = pybind11;
 void register_weight(py::module_& m);
 void register_products(py::module_& m);
 void register_packing(py::module_& m);
+void register_blocks(py::module_& m);
 void register_runtime(py::module_& m);
 void register_dlpack(py::module_& m);
 

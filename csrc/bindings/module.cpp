@@ -23,6 +23,7 @@ PYBIND11_MODULE(_nibblas, m, py::mod_gil_not_used()) {
   register_weight(m);
   register_products(m);
   register_packing(m);
+  register_blocks(m);
   register_runtime(m);
   register_dlpack(m);
 }

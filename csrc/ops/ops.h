@@ -3,6 +3,7 @@
 // names come checked; memory for outputs comes from the caller.
 #pragma once
 
+#include "layout/blocks.h"
 #include "ops/array.h"
 
 namespace nibblas {
@@ -43,6 +44,13 @@ void unpack_codes(const Weight& weight, const Array& codes, int threads);
 void dequantize(const Weight& weight, const Array& out, int threads);
 void take(const Weight& weight, const int64_t* indices, int64_t count, const Array& out,
           int threads);
+
+// GGUF blocks, dense: to floats, to codes and scales, and from floats.
+void dequantize_blocks(BlockType type, const uint8_t* raw, int64_t blocks, float* out,
+                       int threads);
+void unpack_blocks(BlockType type, const uint8_t* raw, int64_t blocks, const BlockParts& parts,
+                   int threads);
+void quantize_blocks(BlockType type, const float* x, int64_t blocks, uint8_t* raw, int threads);
 
 void activate(const float* x, float* y, int64_t count, Activation activation);
 

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "kernels/kernel_types.h"
+#include "layout/blocks.h"
 
 namespace nibblas {
 
@@ -47,6 +48,12 @@ struct ConversionTable {
   void (*pack)(const PackJob& job, int64_t panel);
   void (*unpack)(const UnpackJob& job, int64_t panel);
   void (*dequantize)(const DequantizeJob& job, int64_t panel);
+
+  // Runs of GGUF blocks. unpack: blocks [at, at + blocks) of raw, to the same of each part.
+  void (*dequantize_blocks)(BlockType type, const uint8_t* raw, int64_t blocks, float* out);
+  void (*unpack_blocks)(BlockType type, const uint8_t* raw, int64_t at, int64_t blocks,
+                        const BlockParts& parts);
+  QuantizeResult (*quantize_blocks)(BlockType type, const float* x, int64_t blocks, uint8_t* raw);
 };
 
 extern const KernelTable kScalarKernels;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/dequantize.h"
+#include "kernels/quantize_blocks.h"
 #include "kernels/quantize_weights.h"
 #include "targets/kernel_table.h"
 
@@ -18,6 +19,9 @@ constexpr ConversionTable make_conversions() {
   table.pack = pack<T>;
   table.unpack = unpack<T>;
   table.dequantize = dequantize<T>;
+  table.dequantize_blocks = dequantize_blocks<T>;
+  table.unpack_blocks = unpack_blocks;
+  table.quantize_blocks = quantize_blocks<T>;
   return table;
 }
 
