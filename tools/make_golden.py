@@ -29,7 +29,7 @@ import nibblas
 from nibblas import numerics
 from nibblas._nibblas import CONTRACT_VERSION
 from nibblas.io.packed import FORMAT_VERSION
-from nibblas.schemes import LAYOUT_VERSION, SCHEMES
+from nibblas.schemes import LAYOUT_VERSION, SCHEMES, Scheme
 
 FILE, MANIFEST = "golden.safetensors", "manifest.json"
 
@@ -55,16 +55,23 @@ class Recipe(NamedTuple):
 
 
 def recipes(schemes: list[str]) -> Iterator[Recipe]:
-    """Each offset with each group size; types and rules take turns."""
+    """Each offset with each group size (4 and 8 bits) or one of them; types and rules by turns."""
     turn = 0
     for name in schemes:
         scheme = SCHEMES[name]
         for offset in scheme.offsets:
-            for group in GROUPS:
+            for group in _groups(scheme, turn):
                 rule = scheme.rules[turn % len(scheme.rules)]
                 scale_dtype = scheme.scale_types[turn % len(scheme.scale_types)]
                 yield Recipe(name, group, rule, scale_dtype, offset)
                 turn += 1
+
+
+def _groups(scheme: Scheme, turn: int) -> tuple[int | None, ...]:
+    if scheme.fixed_group is not None:
+        return (scheme.fixed_group,)
+    every = scheme.codebook is None and scheme.bits in (4, 8)
+    return GROUPS if every else (GROUPS[turn % len(GROUPS)],)
 
 
 def inputs() -> dict[str, np.ndarray]:

@@ -158,9 +158,7 @@ def pack(
         chosen.two_level,
     )
     planes.update(zip(chosen.code_planes, code_planes, strict=True))
-    return make_weight(
-        chosen, shape, group, planes, stored_zero, tensor_scale, tensor_divisor
-    )
+    return make_weight(chosen, shape, group, planes, stored_zero, tensor_scale, tensor_divisor)
 
 
 class _PerGroup:

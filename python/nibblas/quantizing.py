@@ -74,6 +74,10 @@ def quantize(
     shape = (weight.shape[0], weight.shape[1])
     plan = plan_quantization(scheme, group_size, shape[1], rule, scale_dtype, offset)
     chosen = plan.scheme
+    if chosen.two_level:
+        from nibblas.io.gguf import quantize_weight  # the formats' own writer
+
+        return quantize_weight(weight, chosen.name, num_threads=num_threads)
     tried = np.array(candidates(chosen.name, plan.offset, rule), np.float32).ravel()
     book = None if chosen.codebook is None else np.array(chosen.codebook, np.float32)
     result = _nibblas.quantize(
@@ -146,8 +150,6 @@ def plan_quantization(
 ) -> QuantizationPlan:
     """What `quantize` with these arguments does for a weight of `depth` input features."""
     chosen = get_scheme(scheme)
-    if chosen.two_level:
-        raise ValueError(f"quantize has no rule for {chosen.name}; pack takes its codes")
     group = resolve_group_size(group_size, chosen, depth)
     _check_choice("rule", rule, chosen.rules, chosen)
     offset = chosen.offsets[0] if offset is None else offset

@@ -367,6 +367,7 @@ def _two_level(name: str, bits: int, group: int, *, zero: int | None, **other: A
         default_group_size=group,
         fixed_group=group,
         two_level=True,
+        rules=("mse",),
         scale_types=("uint8",) if zero is None else ("int8",),
         **other,
     )

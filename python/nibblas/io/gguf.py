@@ -17,7 +17,7 @@ from nibblas import _nibblas
 from nibblas._arrays import Array, aligned_empty, as_array, bfloat16, thread_count
 from nibblas.io._gguf_file import TYPES, GgufReader, Tensor
 from nibblas.packing import pack
-from nibblas.schemes import PANEL, get_scheme
+from nibblas.schemes import PANEL, get_scheme, group_count
 from nibblas.weights import PackedWeight, make_weight
 
 __all__ = ["GgufFile", "dequantize", "from_blocks", "load", "quantize"]
@@ -278,6 +278,25 @@ def from_blocks(raw: Array, qtype: object, *, num_threads: int | None = None) ->
     return make_weight(scheme, (rows, depth), chunk.group_size, planes, scheme.zero)
 
 
+def quantize_weight(weight: Array, scheme: str, *, num_threads: int | None = None) -> PackedWeight:
+    """Quantize a matrix (N, K) of any K to a two-level scheme, by way of its GGUF blocks."""
+    cols, depth = weight.shape
+    name = scheme.upper()
+    elements, _, groups_of_block = _SHAPES[name]
+    group = elements // groups_of_block
+    padded = np.zeros((cols, -(-depth // elements) * elements), np.float32)
+    padded[:, :depth] = weight
+    blocks = _nibblas.quantize_blocks(padded, name, thread_count(num_threads))
+    if depth == padded.shape[1]:
+        return from_blocks(blocks, name, num_threads=num_threads)
+    arguments = _pack_rows(blocks, name, num_threads).unpack(num_threads=num_threads)
+    arguments["codes"] = arguments["codes"][:, :depth]
+    for key in ("scales", "mins"):
+        if key in arguments:
+            arguments[key] = arguments[key][:, : group_count(depth, group)]
+    return pack(**arguments, num_threads=num_threads)
+
+
 def _pack_rows(blocks: Array, name: str, num_threads: int | None) -> PackedWeight:
     threads = thread_count(num_threads)
     parts = _nibblas.unpack_blocks(np.ascontiguousarray(blocks), name, threads)
@@ -298,7 +317,9 @@ def _pack_rows(blocks: Array, name: str, num_threads: int | None) -> PackedWeigh
         if "mins" in parts:
             arguments["mins"] = parts["mins"]
             # What is added is -dmin times the sub-min.
-            arguments["super_mins"] = (parts["block_mins"].view(np.uint16) ^ 0x8000).view(np.float16)
+            arguments["super_mins"] = (parts["block_mins"].view(np.uint16) ^ 0x8000).view(
+                np.float16
+            )
     else:
         arguments["scales"] = parts["scales"] if name == "MXFP4" else parts["block_scales"]
         if "block_mins" in parts:
