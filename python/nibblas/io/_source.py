@@ -7,14 +7,15 @@ from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import numpy as np
+
 from nibblas._arrays import Array
-from nibblas.weights import PackedWeight
+from nibblas._planes import to_panels
+from nibblas.schemes import PANEL, get_scheme, group_count
+from nibblas.weights import PackedWeight, make_weight
 
 Value: TypeAlias = PackedWeight | Array | list[PackedWeight]
 """A tensor of a source: a list where a weight has experts, one matrix for each."""
-
-PANEL = 16
-"""Rows that the layout keeps together: pieces of a weight start at a multiple."""
 
 
 class Entry(NamedTuple):
@@ -74,3 +75,17 @@ class Source(Mapping[str, Value]):
                 f"tensor {name!r}: expected rows from a multiple of {PANEL} to at most "
                 f"{entry.shape[0]}, got {start} to {stop}"
             )
+
+
+def with_zero_points(weight: PackedWeight) -> PackedWeight:
+    """The weight with a plane of zero points, if one zero serves all of its groups.
+
+    `pack` finds such a zero by itself. A piece of a weight must not have it where others do not.
+    """
+    scheme = get_scheme(weight.scheme)
+    if "zero_point" not in scheme.offsets or weight.offset != "symmetric":
+        return weight
+    cols, depth = weight.shape
+    values = np.full((cols, group_count(depth, weight.group_size)), weight._zero, np.uint8)
+    planes = {**weight.planes, "zero_points": to_panels(values, weight.planes["scales"].shape[1])}
+    return make_weight(scheme, weight.shape, weight.group_size, planes, scheme.zero)
