@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the files that are read tensor by tensor have in common."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from nibblas._arrays import Array
+from nibblas._planes import to_panels
+from nibblas.schemes import PANEL, get_scheme, group_count
+from nibblas.weights import PackedWeight, make_weight
+
+Value: TypeAlias = PackedWeight | Array | list[PackedWeight]
+"""A tensor of a source: a list where a weight has experts, one matrix for each."""
+
+
+class Entry(NamedTuple):
+    """A tensor of a source, known without reading its data."""
+
+    kind: Literal["weight", "array"]
+    type: str
+    """The format's own name, such as "Q4_K", "F16" or "gptq-4bit"."""
+    shape: tuple[int, ...]
+    nbytes: int
+    """Bytes in the file."""
+
+
+class Source(Mapping[str, Value]):
+    """A checkpoint: a mapping from names to packed weights and arrays.
+
+    A value is made when it is asked for, and not kept: asking twice reads twice.
+    """
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the file says besides its tensors; a copy."""
+        return {}
+
+    @abstractmethod
+    def describe(self, name: str) -> Entry:
+        """What the tensor is, without reading its data; KeyError if there is none."""
+
+    @abstractmethod
+    def __getitem__(self, name: str) -> Value: ...
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[str]: ...
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def __contains__(self, name: object) -> bool:
+        # Mapping's own would make the value to find out.
+        return any(name == known for known in self)
+
+    def rows(self, name: str, start: int, stop: int) -> PackedWeight:
+        """The outputs from `start`, a multiple of 16, to `stop` of a weight, as a weight.
+
+        The pieces of a weight have one scheme, group_size, zero, input_order and codebook, so that
+        the other planes one after the other are those of the whole.
+        """
+        raise TypeError(f"tensor {name!r} has no rows that can be read one by one")
+
+    def check_rows(self, name: str, start: int, stop: int) -> None:
+        """The checks of `rows`: TypeError if it is no weight, ValueError for other rows."""
+        entry = self.describe(name)
+        if entry.kind != "weight" or len(entry.shape) != 2:
+            raise TypeError(f"tensor {name!r} is no packed weight: it has no rows")
+        if not 0 <= start <= stop <= entry.shape[0] or start % PANEL:
+            raise ValueError(
+                f"tensor {name!r}: expected rows from a multiple of {PANEL} to at most "
+                f"{entry.shape[0]}, got {start} to {stop}"
+            )
+
+
+def with_zero_points(weight: PackedWeight) -> PackedWeight:
+    """The weight with a plane of zero points, if one zero serves all of its groups.
+
+    `pack` finds such a zero by itself. A piece of a weight must not have it where others do not.
+    """
+    scheme = get_scheme(weight.scheme)
+    if "zero_point" not in scheme.offsets or weight.offset != "symmetric":
+        return weight
+    cols, depth = weight.shape
+    values = np.full((cols, group_count(depth, weight.group_size)), weight._zero, np.uint8)
+    planes = {**weight.planes, "zero_points": to_panels(values, weight.planes["scales"].shape[1])}
+    return make_weight(scheme, weight.shape, weight.group_size, planes, scheme.zero)
