@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// The bytes of each block type, both ways: codes and scales out of a block, and into one. Plain
-// loops over bytes, which compilers vectorize.
+// The bytes of each block type, both ways: codes and scales out of a block, and into one. This file
+// has the types of 32 elements, two vectors of 16 lanes; super_block_bytes.h those of 256, as loops
+// over bytes, which compilers vectorize.
 #pragma once
 
 #include <cstring>
 
 #include "layout/blocks.h"
+#include "simd/unroll.h"
 
 namespace nibblas {
 namespace {
@@ -16,6 +18,7 @@ struct BlockScales {
   uint16_t m;        // float16 bits
   uint8_t sub[16];   // per group
   uint8_t sub_m[16];
+  uint8_t fifth_bits[4];  // q5_0 and q5_1, to write
 };
 
 inline uint16_t read_u16(const uint8_t* p) { return static_cast<uint16_t>(p[0] | p[1] << 8); }
@@ -75,16 +78,41 @@ inline void write_bits(uint8_t* p, const uint8_t* q) {
   }
 }
 
-// 4 bytes: bit j of the word is bit 4 of element j.
-inline void add_fifth_bits(const uint8_t* p, uint8_t* q) {
-  for (int j = 0; j < 32; ++j) q[j] = u8(q[j] | (p[j / 8] >> j % 8 & 1) << 4);
+// 16 bytes: lane j of q[0] in the low nibbles, of q[1] in the high ones.
+template <class T>
+inline void read_nibble_lanes(const uint8_t* p, typename T::I32* q) {
+  const auto bytes = T::load_u8(p);
+  q[0] = T::and_i32(bytes, T::set1_i32(15));
+  q[1] = T::template shr<4>(bytes);
 }
-inline void write_fifth_bits(uint8_t* p, const uint8_t* q) {
-  for (int i = 0; i < 4; ++i) {
-    int bits = 0;
-    for (int j = 0; j < 8; ++j) bits |= (q[8 * i + j] >> 4 & 1) << j;
-    p[i] = u8(bits);
+constexpr int32_t kLaneBits[16] = {1 << 0, 1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,
+                                   1 << 6, 1 << 7, 1 << 8,  1 << 9,  1 << 10, 1 << 11,
+                                   1 << 12, 1 << 13, 1 << 14, 1 << 15};
+
+// 4 bytes: bit j of the word is bit 4 of element j.
+template <class T>
+inline void add_fifth_bits(const uint8_t* p, typename T::I32* q) {
+  const auto lane_bits = T::load_i32(kLaneBits);
+  for (int i = 0; i < 2; ++i) {
+    const auto bits = T::and_i32(T::set1_i32(p[2 * i] | p[2 * i + 1] << 8), lane_bits);
+    const auto set = T::lt_i32(T::zero_i32(), bits);
+    q[i] = T::or_i32(q[i], T::select_i32(set, T::set1_i32(16), T::zero_i32()));
   }
+}
+// Of 16 blocks at once, a lane each: the bytes of their nibbles, and the words of their fifth bits.
+template <class T>
+inline void nibbles_of_blocks(const typename T::I32* q, typename T::I32* bytes) {
+  for (int k = 0; k < 16; ++k) {
+    bytes[k] = T::or_i32(T::and_i32(q[k], T::set1_i32(15)), T::template shl<4>(q[k + 16]));
+  }
+}
+template <class T>
+inline typename T::I32 fifth_bits_of_blocks(const typename T::I32* q) {
+  auto words = T::zero_i32();
+  for (int k = 31; k >= 0; --k) {
+    words = T::or_i32(T::template shl<1>(words), T::template shr<4>(q[k]));
+  }
+  return words;
 }
 
 // 12 bytes: 8 scales and 8 mins of 6 bits. Bytes 0 .. 3 have the first four scales, 4 .. 7 the
@@ -122,6 +150,7 @@ struct BlockBase {
   static constexpr BlockValues kValues = BlockValues::linear;
   static constexpr SubScale kSub = SubScale::none;
   static constexpr int kZero = 0;
+  static constexpr bool kHasFifthBits = kOf == BlockType::q5_0 || kOf == BlockType::q5_1;
 };
 
 template <BlockType type>
@@ -130,64 +159,70 @@ struct GgufBlock;
 template <>
 struct GgufBlock<BlockType::q4_0> : BlockBase<BlockType::q4_0> {
   static constexpr int kZero = 8;
-  static void read(const uint8_t* p, uint8_t* q) { read_nibbles<16>(p + 2, q); }
-  static void read(const uint8_t* p, BlockScales& s) { s.d = read_u16(p); }
-  static void write(uint8_t* p, const uint8_t* q, const BlockScales& s) {
-    write_u16(p, s.d);
-    write_nibbles<16>(p + 2, q);
+  template <class T>
+  static void read(const uint8_t* p, typename T::I32* q) {
+    read_nibble_lanes<T>(p + 2, q);
   }
+  static void read(const uint8_t* p, BlockScales& s) { s.d = read_u16(p); }
+  static void write(uint8_t* p, const BlockScales& s) { write_u16(p, s.d); }
 };
 
 template <>
 struct GgufBlock<BlockType::q4_1> : BlockBase<BlockType::q4_1> {
-  static void read(const uint8_t* p, uint8_t* q) { read_nibbles<16>(p + 4, q); }
+  template <class T>
+  static void read(const uint8_t* p, typename T::I32* q) {
+    read_nibble_lanes<T>(p + 4, q);
+  }
   static void read(const uint8_t* p, BlockScales& s) {
     s.d = read_u16(p);
     s.m = read_u16(p + 2);
   }
-  static void write(uint8_t* p, const uint8_t* q, const BlockScales& s) {
+  static void write(uint8_t* p, const BlockScales& s) {
     write_u16(p, s.d);
     write_u16(p + 2, s.m);
-    write_nibbles<16>(p + 4, q);
   }
 };
 
 template <>
 struct GgufBlock<BlockType::q5_0> : BlockBase<BlockType::q5_0> {
   static constexpr int kZero = 16;
-  static void read(const uint8_t* p, uint8_t* q) {
-    read_nibbles<16>(p + 6, q);
-    add_fifth_bits(p + 2, q);
+  template <class T>
+  static void read(const uint8_t* p, typename T::I32* q) {
+    read_nibble_lanes<T>(p + 6, q);
+    add_fifth_bits<T>(p + 2, q);
   }
   static void read(const uint8_t* p, BlockScales& s) { s.d = read_u16(p); }
-  static void write(uint8_t* p, const uint8_t* q, const BlockScales& s) {
+  static void write(uint8_t* p, const BlockScales& s) {
     write_u16(p, s.d);
-    write_fifth_bits(p + 2, q);
-    write_nibbles<16>(p + 6, q);
+    memcpy(p + 2, s.fifth_bits, 4);
   }
 };
 
 template <>
 struct GgufBlock<BlockType::q5_1> : BlockBase<BlockType::q5_1> {
-  static void read(const uint8_t* p, uint8_t* q) {
-    read_nibbles<16>(p + 8, q);
-    add_fifth_bits(p + 4, q);
+  template <class T>
+  static void read(const uint8_t* p, typename T::I32* q) {
+    read_nibble_lanes<T>(p + 8, q);
+    add_fifth_bits<T>(p + 4, q);
   }
   static void read(const uint8_t* p, BlockScales& s) {
     s.d = read_u16(p);
     s.m = read_u16(p + 2);
   }
-  static void write(uint8_t* p, const uint8_t* q, const BlockScales& s) {
+  static void write(uint8_t* p, const BlockScales& s) {
     write_u16(p, s.d);
     write_u16(p + 2, s.m);
-    write_fifth_bits(p + 4, q);
-    write_nibbles<16>(p + 8, q);
+    memcpy(p + 4, s.fifth_bits, 4);
   }
 };
 
 template <>
 struct GgufBlock<BlockType::q8_0> : BlockBase<BlockType::q8_0> {
-  static void read(const uint8_t* p, uint8_t* q) { memcpy(q, p + 2, 32); }
+  template <class T>
+  static void read(const uint8_t* p, typename T::I32* q) {
+    q[0] = T::load_u8(p + 2);
+    q[1] = T::load_u8(p + 18);
+  }
   static void read(const uint8_t* p, BlockScales& s) { s.d = read_u16(p); }
   static void write(uint8_t* p, const uint8_t* q, const BlockScales& s) {
     write_u16(p, s.d);
@@ -206,12 +241,12 @@ template <>
 struct GgufBlock<BlockType::mxfp4> : BlockBase<BlockType::mxfp4> {
   static constexpr BlockValues kValues = BlockValues::e2m1;
   static constexpr SubScale kSub = SubScale::e8m0;
-  static void read(const uint8_t* p, uint8_t* q) { read_nibbles<16>(p + 1, q); }
-  static void read(const uint8_t* p, BlockScales& s) { s.sub[0] = p[0]; }
-  static void write(uint8_t* p, const uint8_t* q, const BlockScales& s) {
-    p[0] = s.sub[0];
-    write_nibbles<16>(p + 1, q);
+  template <class T>
+  static void read(const uint8_t* p, typename T::I32* q) {
+    read_nibble_lanes<T>(p + 1, q);
   }
+  static void read(const uint8_t* p, BlockScales& s) { s.sub[0] = p[0]; }
+  static void write(uint8_t* p, const BlockScales& s) { p[0] = s.sub[0]; }
 };
 
 }  // namespace

@@ -84,8 +84,7 @@ inline void read_scales(const uint8_t* raw, int64_t blocks, GroupScales& out) {
 
 // The values of 16 codes before the scale.
 template <class T, class B>
-inline typename T::F32 code_values(const uint8_t* codes) {
-  const auto q = T::load_u8(codes);
+inline typename T::F32 code_values(typename T::I32 q) {
   if constexpr (B::kValues == BlockValues::iq4) {
     return T::lookup_f32(T::float_table(kIq4Values), q);
   } else if constexpr (B::kValues == BlockValues::e2m1) {
@@ -95,6 +94,14 @@ inline typename T::F32 code_values(const uint8_t* codes) {
   } else {
     return T::to_f32(T::sub_i32(q, T::set1_i32(B::kZero)));
   }
+}
+
+template <class T, class B>
+inline void store_values(float* to, typename T::I32 codes, float scale, float min) {
+  const auto value = code_values<T, B>(codes);
+  const auto s = T::set1(scale);
+  const auto scaled = B::kHasMins ? T::fma(value, s, T::set1(min)) : T::mul(value, s);
+  T::store(to, canonical_nan<T>(scaled));
 }
 
 // The product of a scale and a code is exact: at most 11 bits of a float16, 7 of a sub-scale and 7
@@ -108,17 +115,21 @@ void dequantize_blocks_of(const uint8_t* raw, int64_t blocks, float* out) {
     GroupScales scales;
     read_scales<T, B, one_block>(raw + b * B::kBytes, blocks - b, scales);
     for (int64_t i = 0; i < step && b + i < blocks; ++i) {
-      uint8_t codes[B::kElements];
-      B::read(raw + (b + i) * B::kBytes, codes);
+      const uint8_t* from = raw + (b + i) * B::kBytes;
       float* to = out + (b + i) * B::kElements;
-      for (int g = 0; g < B::kGroups; ++g) {
-        const auto s = T::set1(scales.s[i + g]);
-        const auto m = T::set1(scales.m[i + g]);
-        for (int k = g * B::kDepth; k < (g + 1) * B::kDepth; k += 16) {
-          const auto value = code_values<T, B>(codes + k);
-          const auto scaled = B::kHasMins ? T::fma(value, s, m) : T::mul(value, s);
-          T::store(to + k, canonical_nan<T>(scaled));
+      if constexpr (one_block) {
+        uint8_t codes[B::kElements];
+        B::template read<T>(from, codes);
+        for (int g = 0; g < B::kGroups; ++g) {
+          for (int k = g * B::kDepth; k < (g + 1) * B::kDepth; k += 16) {
+            store_values<T, B>(to + k, T::load_u8(codes + k), scales.s[g], scales.m[g]);
+          }
         }
+      } else {
+        typename T::I32 codes[2];
+        B::template read<T>(from, codes);
+        store_values<T, B>(to, codes[0], scales.s[i], scales.m[i]);
+        store_values<T, B>(to + 16, codes[1], scales.s[i], scales.m[i]);
       }
     }
   }
@@ -132,13 +143,23 @@ void dequantize_blocks(BlockType type, const uint8_t* raw, int64_t blocks, float
 }
 
 // `at`: the index of the first block in the arrays of `parts`.
+template <class T>
 void unpack_blocks(BlockType type, const uint8_t* raw, int64_t at, int64_t blocks,
                    const BlockParts& parts) {
   for_block_type(type, [&](auto block) {
     using B = decltype(block);
     for (int64_t b = at; b < at + blocks; ++b) {
       const uint8_t* p = raw + b * B::kBytes;
-      B::read(p, parts.codes + b * B::kElements);
+      uint8_t* codes = parts.codes + b * B::kElements;
+      if constexpr (B::kElements == 256) {
+        B::template read<T>(p, codes);
+      } else {
+        typename T::I32 lanes[2];
+        B::template read<T>(p, lanes);
+        for (int i = 0; i < 2; ++i) {  // as -128 .. 127
+          T::store_i8(codes + 16 * i, T::template sar<24>(T::template shl<24>(lanes[i])));
+        }
+      }
       BlockScales scales = {};
       B::read(p, scales);
       const size_t groups = B::kGroups;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Floats to blocks, sixteen groups at a time: a lane per group, so that every sum runs over k
-// ascending on every target. The types with one level of scales are here; their rules are those of
+// ascending on every target. Types with one level of scales are here; their rules are those of
 // the `gguf` package. k_quants.h has the others.
 #pragma once
 
@@ -35,12 +35,6 @@ struct BlockEncoder {
   using F32 = typename T::F32;
   using I32 = typename T::I32;
   static constexpr int kDepth = B::kDepth;
-
-  static F32 max_abs(const F32* x) {
-    auto largest = T::zero_i32();
-    for (int k = 0; k < kDepth; ++k) largest = T::max_i32(largest, T::bits(T::abs(x[k])));
-    return T::from_bits(largest);
-  }
 
   // d = extreme / -top, codes trunc(x / d + top + 0.5) up to `last`.
   static void symmetric(const F32* x, I32* q, int top, int last, F32& d) {
@@ -77,19 +71,12 @@ struct BlockEncoder {
     }
   }
 
-  // d = max |x| / top, codes x / d to the nearest plus `zero`.
-  static void rounded(const F32* x, I32* q, int top, int zero, F32& d) {
-    d = T::div(max_abs(x), T::set1(static_cast<float>(top)));
-    const F32 inverse = inverse_or_zero<T>(d);
-    for (int k = 0; k < kDepth; ++k) {
-      q[k] = T::add_i32(round_half_away<T>(T::mul(x[k], inverse)), T::set1_i32(zero));
-    }
-  }
-
   // e = floor(log2(max |x|)) - 2 + 127 with log2 in float32, in eight bits; the nearest e2m1.
   static void mxfp4(const F32* x, I32* q, uint8_t* e) {
+    auto max = T::zero_i32();
+    for (int k = 0; k < kDepth; ++k) max = T::max_i32(max, T::bits(T::abs(x[k])));
     int32_t largest[16], scales[16];
-    T::store_i32(largest, T::bits(max_abs(x)));
+    T::store_i32(largest, max);
     for (int i = 0; i < 16; ++i) {
       e[i] = e8m0_of(largest[i]);
       scales[i] = e[i] < 2 ? 0x00200000 << e[i] : (e[i] - 1) << 23;
@@ -138,10 +125,6 @@ struct BlockEncoder {
     if constexpr (B::kType == BlockType::q5_0) symmetric(x, q, 16, 31, d);
     if constexpr (B::kType == BlockType::q4_1) from_min(x, q, 15, d, m);
     if constexpr (B::kType == BlockType::q5_1) from_min(x, q, 31, d, m);
-    if constexpr (B::kType == BlockType::q8_0) rounded(x, q, 127, 0, d);
-    if constexpr (B::kType == BlockType::tq1_0 || B::kType == BlockType::tq2_0) {
-      rounded(x, q, 1, 1, d);
-    }
     if constexpr (B::kType == BlockType::mxfp4) mxfp4(x, q, e);
     uint16_t half_d[16], half_m[16];
     T::store_f16(half_d, d);
@@ -171,14 +154,32 @@ inline int32_t load_groups(const float* x, typename T::F32* out) {
   return T::reduce_max_i32(largest);
 }
 
-// The other way, to bytes.
-template <class T, int depth>
-inline void store_codes(const typename T::I32* q, uint8_t* codes) {
-  for (int k0 = 0; k0 < depth; k0 += 16) {
-    typename T::I32 rows[16];
-    for (int i = 0; i < 16; ++i) rows[i] = q[k0 + i];
-    T::transpose16(rows);
-    for (int i = 0; i < 16; ++i) T::store_i8(codes + i * depth + k0, rows[i]);
+// The other way: 16 vectors of lanes as bytes, `stride` apart from group to group.
+template <class T>
+inline void store_groups(const typename T::I32* q, uint8_t* to, int stride) {
+  typename T::I32 rows[16];
+  for (int k = 0; k < 16; ++k) {  // as -128 .. 127
+    rows[k] = T::template sar<24>(T::template shl<24>(q[k]));
+  }
+  T::transpose16(rows);
+  for (int i = 0; i < 16; ++i) T::store_i8(to + i * stride, rows[i]);
+}
+
+// The bytes of 16 blocks of 32 elements: their codes are what they end with.
+template <class T, class B>
+inline void write_small_blocks(const typename T::I32* q, BlockScales* scales, uint8_t* raw) {
+  typename T::I32 bytes[16];
+  nibbles_of_blocks<T>(q, bytes);
+  store_groups<T>(bytes, raw + B::kBytes - 16, B::kBytes);
+  int32_t words[16];
+  if constexpr (B::kHasFifthBits) T::store_i32(words, fifth_bits_of_blocks<T>(q));
+  for (int i = 0; i < 16; ++i) {
+    if constexpr (B::kHasFifthBits) {
+      const uint32_t word = static_cast<uint32_t>(words[i]);
+      write_u16(scales[i].fifth_bits, static_cast<uint16_t>(word & 0xffff));
+      write_u16(scales[i].fifth_bits + 2, static_cast<uint16_t>(word >> 16));
+    }
+    B::write(raw + i * B::kBytes, scales[i]);
   }
 }
 
@@ -198,10 +199,42 @@ QuantizeResult quantize_batch(const float* x, uint8_t* raw) {
   } else {
     BlockEncoder<T, B>::encode(lanes, q, scales);
   }
-  uint8_t codes[16 * B::kDepth];
-  store_codes<T, B::kDepth>(q, codes);
-  for (int i = 0; i < blocks; ++i) {
-    B::write(raw + i * B::kBytes, codes + i * B::kElements, scales[i]);
+  if constexpr (B::kElements == 32) {
+    write_small_blocks<T, B>(q, scales, raw);
+  } else {
+    uint8_t codes[16 * B::kDepth];
+    for (int k = 0; k < B::kDepth; k += 16) store_groups<T>(q + k, codes + k, B::kDepth);
+    for (int i = 0; i < blocks; ++i) {
+      B::write(raw + i * B::kBytes, codes + i * B::kElements, scales[i]);
+    }
+  }
+  return QuantizeResult::done;
+}
+
+// Where the scale is the largest magnitude over `top`, no sum is needed, and blocks can be taken
+// one by one as they lie: codes x / d to the nearest, plus the zero.
+template <class T, class B>
+QuantizeResult quantize_rounded(const float* x, int64_t blocks, uint8_t* raw) {
+  constexpr float top = B::kType == BlockType::q8_0 ? 127 : 1;
+  for (; blocks > 0; --blocks, x += B::kElements, raw += B::kBytes) {
+    auto max = T::zero_i32();
+    for (int k = 0; k < B::kElements; k += 16) {
+      max = T::max_i32(max, T::bits(T::abs(T::load(x + k))));
+    }
+    const int32_t largest = T::reduce_max_i32(max);
+    if (largest >= 0x7f800000) return QuantizeResult::not_finite;
+    const auto d = T::div(T::from_bits(T::set1_i32(largest)), T::set1(top));
+    const auto inverse = inverse_or_zero<T>(d);
+    uint8_t codes[B::kElements];
+    for (int k = 0; k < B::kElements; k += 16) {
+      const auto code = round_half_away<T>(T::mul(T::load(x + k), inverse));
+      T::store_i8(codes + k, T::add_i32(code, T::set1_i32(B::kZero)));
+    }
+    uint16_t half[16];
+    T::store_f16(half, d);
+    BlockScales scales = {};
+    scales.d = half[0];
+    B::write(raw, codes, scales);
   }
   return QuantizeResult::done;
 }
@@ -229,7 +262,13 @@ QuantizeResult quantize_blocks_of(const float* x, int64_t blocks, uint8_t* raw) 
 template <class T>
 QuantizeResult quantize_blocks(BlockType type, const float* x, int64_t blocks, uint8_t* raw) {
   return for_block_type(type, [&](auto block) {
-    return quantize_blocks_of<T, decltype(block)>(x, blocks, raw);
+    using B = decltype(block);
+    constexpr BlockType of = B::kType;
+    if constexpr (of == BlockType::q8_0 || of == BlockType::tq1_0 || of == BlockType::tq2_0) {
+      return quantize_rounded<T, B>(x, blocks, raw);
+    } else {
+      return quantize_blocks_of<T, B>(x, blocks, raw);
+    }
   });
 }
 

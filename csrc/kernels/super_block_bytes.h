@@ -10,6 +10,7 @@ namespace {
 template <>
 struct GgufBlock<BlockType::q2_k> : BlockBase<BlockType::q2_k> {
   static constexpr SubScale kSub = SubScale::is_unsigned;
+  template <class T>
   static void read(const uint8_t* p, uint8_t* q) {
     memset(q, 0, 256);
     add_pairs<0>(p + 16, q);
@@ -34,6 +35,7 @@ template <>
 struct GgufBlock<BlockType::q3_k> : BlockBase<BlockType::q3_k> {
   static constexpr SubScale kSub = SubScale::is_signed;
   static constexpr int kZero = 4;
+  template <class T>
   static void read(const uint8_t* p, uint8_t* q) {
     memset(q, 0, 256);
     add_pairs<0>(p + 32, q);
@@ -66,6 +68,7 @@ struct GgufBlock<BlockType::q3_k> : BlockBase<BlockType::q3_k> {
 template <>
 struct GgufBlock<BlockType::q4_k> : BlockBase<BlockType::q4_k> {
   static constexpr SubScale kSub = SubScale::is_unsigned;
+  template <class T>
   static void read(const uint8_t* p, uint8_t* q) {
     for (int i = 0; i < 4; ++i) read_nibbles<32>(p + 16 + 32 * i, q + 64 * i);
   }
@@ -88,6 +91,7 @@ struct GgufBlock<BlockType::q4_k> : BlockBase<BlockType::q4_k> {
 template <>
 struct GgufBlock<BlockType::q5_k> : BlockBase<BlockType::q5_k> {
   static constexpr SubScale kSub = SubScale::is_unsigned;
+  template <class T>
   static void read(const uint8_t* p, uint8_t* q) {
     for (int i = 0; i < 4; ++i) read_nibbles<32>(p + 48 + 32 * i, q + 64 * i);
     add_bits<4>(p + 16, q);
@@ -104,6 +108,7 @@ template <>
 struct GgufBlock<BlockType::q6_k> : BlockBase<BlockType::q6_k> {
   static constexpr SubScale kSub = SubScale::is_signed;
   static constexpr int kZero = 32;
+  template <class T>
   static void read(const uint8_t* p, uint8_t* q) {
     for (int h = 0; h < 2; ++h) read_nibbles<64>(p + 64 * h, q + 128 * h);
     add_pairs<4>(p + 128, q);
@@ -124,8 +129,14 @@ template <>
 struct GgufBlock<BlockType::iq4_xs> : BlockBase<BlockType::iq4_xs> {
   static constexpr BlockValues kValues = BlockValues::iq4;
   static constexpr SubScale kSub = SubScale::is_signed;
+  template <class T>
   static void read(const uint8_t* p, uint8_t* q) {
-    for (int i = 0; i < 8; ++i) read_nibbles<16>(p + 8 + 16 * i, q + 32 * i);
+    for (int i = 0; i < 8; ++i) {
+      typename T::I32 lanes[2];
+      read_nibble_lanes<T>(p + 8 + 16 * i, lanes);
+      T::store_i8(q + 32 * i, lanes[0]);
+      T::store_i8(q + 32 * i + 16, lanes[1]);
+    }
   }
   // 6 bits, minus 32: the upper pairs in a word, the nibbles in the four bytes after it.
   static void read(const uint8_t* p, BlockScales& s) {
@@ -150,6 +161,7 @@ struct GgufBlock<BlockType::iq4_xs> : BlockBase<BlockType::iq4_xs> {
 template <>
 struct GgufBlock<BlockType::tq2_0> : BlockBase<BlockType::tq2_0> {
   static constexpr int kZero = 1;
+  template <class T>
   static void read(const uint8_t* p, uint8_t* q) {
     memset(q, 0, 256);
     add_pairs<0>(p, q);
@@ -183,6 +195,7 @@ struct GgufBlock<BlockType::tq1_0> : BlockBase<BlockType::tq1_0> {
       p[j] = u8((number * 256 + 242) / 243);
     }
   }
+  template <class T>
   static void read(const uint8_t* p, uint8_t* q) {
     read_digits<32, 5>(p, q);
     read_digits<16, 5>(p + 32, q + 160);

@@ -20,7 +20,7 @@ constexpr ConversionTable make_conversions() {
   table.unpack = unpack<T>;
   table.dequantize = dequantize<T>;
   table.dequantize_blocks = dequantize_blocks<T>;
-  table.unpack_blocks = unpack_blocks;
+  table.unpack_blocks = unpack_blocks<T>;
   table.quantize_blocks = quantize_blocks<T>;
   return table;
 }
