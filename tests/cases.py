@@ -192,7 +192,7 @@ def random_parameters(
         given["zero_points"] = int(rng.integers(0, scheme.code_max, endpoint=True))
     elif variant.offset == "zero_point":
         # One more than the greatest code is what GPTQ files may have.
-        top = min(scheme.code_max + 1, 255)
+        top = min(scheme.code_max + 1, scheme.top_zero)
         zero_points = rng.integers(0, top, per_group, np.uint8, endpoint=True)
         if zero_points.size > 1 and (zero_points == zero_points.flat[0]).all():
             zero_points.flat[-1] ^= 1  # or it would be stored as one zero of the whole matrix

@@ -189,8 +189,9 @@ BoundWeight make_weight(std::pair<int64_t, int64_t> shape, int64_t group_size, i
     w.mins = keeper.keep(optional.zero_points, "zero_points", per_group,
                          stored_bytes(w.min_type));
   } else {
-    w.zero_points = static_cast<const uint8_t*>(
-        keeper.keep(optional.zero_points, "zero_points", per_group, 1));
+    w.nibble_zeros = bits <= kNibbleZeroBits;
+    w.zero_points = static_cast<const uint8_t*>(keeper.keep(
+        optional.zero_points, "zero_points", {w.panels, zero_rows(w), kPanel}, 1));
   }
   if (optional.mins) {
     w.min_type = w.two_level ? ScaleType::uint8 : scale_type_of(*optional.mins, "mins");

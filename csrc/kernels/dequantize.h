@@ -54,7 +54,7 @@ void dequantize_panel(const DequantizeJob& job, int64_t panel) {
         const int64_t g = (k + half) / w.group;
         scale = group_scale<T>(w, panel, g);
         if (w.zero_points) {
-          zeros = T::to_f32(T::load_u8(w.zero_points + (panel * w.groups + g) * kPanel));
+          zeros = T::to_f32(group_zeros<T>(w, panel, g));
         }
         if (has_mins(w)) min = group_min<T>(w, panel, g, scale);
       }

@@ -24,10 +24,8 @@ void expand_codes(const Weight& w, int64_t panel, int panels, int64_t k0, int64_
   for (int n = 0; n < panels; ++n) {
     Reader reader(w, panel + n, k0);
     uint8_t* to = rows + n * kRowBytes;
-    typename Ops::Zero zeros{};
-    const auto load_zeros = [&](int64_t g) {
-      zeros = Ops::load_zeros(w.zero_points + ((panel + n) * w.groups + g) * kPanel);
-    };
+    auto zeros = T::zero_f32();
+    const auto load_zeros = [&](int64_t g) { zeros = T::to_f32(group_zeros<T>(w, panel + n, g)); };
     if (kZeros) load_zeros(k0 / w.group);
     for (int64_t k = k0; k < k0 + depth; k += Reader::kStep, reader.next()) {
       reader.prefetch(0);
@@ -60,8 +58,7 @@ NIBBLAS_NOINLINE void expand_groups(const Weight& w, int64_t panel, int panels, 
         T::store(out.mins + at, group_min<T>(w, panel + n, g0 + g, scale));
       }
       if constexpr (kGroups == GroupKind::zero_points) {
-        const int64_t index = (panel + n) * w.groups + g0 + g;
-        memcpy(out.zeros + at, w.zero_points + index * kPanel, kPanel);
+        T::store_i32(out.zeros + at, group_zeros<T>(w, panel + n, g0 + g));
       }
     }
   }

@@ -62,7 +62,7 @@ ProductScratch carve_scratch(void* memory, int64_t rows) {
   p += kBlockScaleBytes<T>;
   s.block.mins = reinterpret_cast<float*>(p);
   p += kBlockScaleBytes<T>;
-  s.block.zeros = p;
+  s.block.zeros = reinterpret_cast<int32_t*>(p);
   p += kBlockScaleBytes<T>;
   s.block.factors = reinterpret_cast<int32_t*>(p);
   p += kBlockScaleBytes<T>;

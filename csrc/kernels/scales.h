@@ -78,6 +78,15 @@ inline typename T::F32 super_min(const Weight& w, int64_t panel, int64_t super) 
   return load_scales<T>(w.super_mins, ScaleType::float16, panel * w.supers + super);
 }
 
+// Integer zero points of group g.
+template <class T>
+inline typename T::I32 group_zeros(const Weight& w, int64_t panel, int64_t g) {
+  const uint8_t* zeros = w.zero_points + panel * zero_rows(w) * kPanel;
+  if (!w.nibble_zeros) return T::load_u8(zeros + g * kPanel);
+  const auto both = T::load_u8(zeros + g / 2 * kPanel);
+  return g % 2 ? T::template shr<4>(both) : T::and_i32(both, T::set1_i32(15));
+}
+
 // What multiplies the codes of group g. (Two-level: 11 and 8 bits, so the product is exact.)
 template <class T>
 inline typename T::F32 group_scale(const Weight& w, int64_t panel, int64_t g) {

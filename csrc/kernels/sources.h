@@ -48,7 +48,7 @@ struct Block {
   uint8_t* rows;     // [rows][panels][64]
   float* scales;     // [groups][panels][16]; two-level [supers][panels][16]
   float* mins;       // the same
-  uint8_t* zeros;    // [groups][panels][16]
+  int32_t* zeros;    // [groups][panels][16]
   int32_t* factors;  // two-level: [groups][panels][16] and
   int32_t* pairs;    // [pairs][panels][16], see offset_pair
 };

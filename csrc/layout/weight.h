@@ -21,6 +21,10 @@ constexpr int64_t kSuperBlock = 256;
 
 constexpr int kMaxSlices = 3;
 
+// Integer zero points of codes of at most this many bits are nibbles: a byte for 32 codes would be
+// 10 % of a weight of 2 bits.
+constexpr int kNibbleZeroBits = 3;
+
 constexpr int kLayoutVersion = 1;
 
 enum class ScaleType : uint8_t { float32, float16, bfloat16, e8m0, e4m3, uint8, int8 };
@@ -59,6 +63,7 @@ struct Weight {
 
   int zero;  // zero point of the whole matrix, in operands (see top_operand); 0 with zero_points
   const uint8_t* zero_points;  // [panels, groups, 16] or null
+  bool nibble_zeros;           // [panels, ceil(groups / 2), 16]: the even group in the low nibble
   ScaleType min_type;
   const void* mins;  // [panels, groups, 16] or null: the value added
   bool float_zeros;  // mins holds float zero points z instead: the min is -(z * scale)
@@ -107,6 +112,9 @@ inline int slice_widths(int bits, int widths[kMaxSlices]) {
   }
   return count;
 }
+
+// Rows of 16 bytes that zero points have per panel.
+inline int64_t zero_rows(const Weight& w) { return w.nibble_zeros ? (w.groups + 1) / 2 : w.groups; }
 
 inline bool has_mins(const Weight& w) { return w.mins || w.nibble_mins; }
 

@@ -137,7 +137,7 @@ class GatheredPanel {
     }
     f(w.scales, w.groups, stored_bytes(w.scale_type));
     if (w.mins) f(w.mins, w.groups, stored_bytes(w.min_type));
-    if (w.zero_points) f(w.zero_points, w.groups, 1);
+    if (w.zero_points) f(w.zero_points, zero_rows(w), 1);
     if (w.super_scales) f(w.super_scales, w.supers, 2);
     if (w.super_mins) f(w.super_mins, w.supers, 2);
   }

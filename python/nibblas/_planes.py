@@ -60,6 +60,21 @@ def to_panels(values: Array, stored_groups: int) -> Array:
     return plane
 
 
+def join_nibbles(plane: Array) -> Array:
+    """Zero points [P, G, 16] below 16, two groups to a byte: [P, ceil(G / 2), 16]."""
+    panels, groups, _ = plane.shape
+    joined = aligned_empty((panels, -(-groups // 2), PANEL), np.uint8)
+    joined[...] = plane[:, 0::2]
+    joined[:, : groups // 2] |= plane[:, 1::2] << 4
+    return joined
+
+
+def split_nibbles(plane: Array) -> Array:
+    """The inverse of `join_nibbles`, with an even number of groups."""
+    panels, rows, _ = plane.shape
+    return np.stack((plane & 15, plane >> 4), axis=2).reshape(panels, 2 * rows, PANEL)
+
+
 def from_panels(plane: Array, cols: int, groups: int) -> Array:
     """The (N, G) values of a plane, without its padding, as an array of their own."""
     panels, stored_groups, _ = plane.shape

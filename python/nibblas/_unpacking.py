@@ -9,7 +9,7 @@ import numpy as np
 
 from nibblas import _nibblas
 from nibblas._arrays import bfloat16, thread_count
-from nibblas._planes import from_panels
+from nibblas._planes import from_panels, split_nibbles
 from nibblas.schemes import group_count, super_count
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def stored_parts(weight: PackedWeight, num_threads: int | None) -> dict[str, Any
     for name in ("scales", "zero_points", "mins", "super_scales", "super_mins"):
         plane = planes.get(name)
         if plane is not None:
+            if name == "zero_points" and plane.dtype == np.uint8 and scheme.nibble_zeros:
+                plane = split_nibbles(plane)
             count = super_count(depth) if name.startswith("super") else groups
             values = from_panels(plane, cols, count)
             parts[name] = values.view(bfloat16()) if plane.dtype == np.uint16 else values

@@ -15,7 +15,7 @@ from nibblas._arrays import (
     as_array,
     thread_count,
 )
-from nibblas._planes import check_permutation, to_panels
+from nibblas._planes import check_permutation, join_nibbles, to_panels
 from nibblas.schemes import (
     CODEBOOK,
     STORED_DTYPES,
@@ -64,7 +64,7 @@ def pack(
         the two-level schemes the integers that multiply super_scales: uint8, or int8 where there
         are no mins.
     zero_points : ndarray or int, optional
-        Of the unsigned integer schemes: integers from 0 to 255 shaped like the scales, or one for
+        Of the unsigned integer schemes: integers from 0 to 255 (15 up to 3 bits) like the scales,
         the whole matrix (which costs nothing at run time, and is recognized in an array too); or
         float16, float32 or bfloat16, shaped like the scales. None is 0.
     zero : int
@@ -301,12 +301,13 @@ def _zero_points(zero_points: Any, scheme: Scheme, per_group: _PerGroup) -> Arra
         if values.any():
             raise ValueError(f"{scheme.name} has no zero points{_unsigned_hint(scheme)}")
         return 0
-    _check_range("zero_points", values, 0, 255, scheme)
+    _check_range("zero_points", values, 0, scheme.top_zero, scheme)
     if not values.size:
         return 0
     if (values == values.flat[0]).all():
         return int(values.flat[0])
-    return per_group.plane(values.astype(np.uint8))
+    plane = per_group.plane(values.astype(np.uint8))
+    return join_nibbles(plane) if scheme.nibble_zeros else plane
 
 
 def _unsigned_hint(scheme: Scheme) -> str:

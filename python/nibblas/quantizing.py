@@ -11,6 +11,7 @@ import numpy.typing as npt
 from nibblas import _nibblas
 from nibblas._arrays import Array, float_matrix, float_type_name, thread_count
 from nibblas._candidates import candidates
+from nibblas._planes import join_nibbles
 from nibblas.schemes import PlaneSpec, Scheme, get_scheme, plane_specs, resolve_group_size
 from nibblas.weights import PackedWeight, make_weight
 
@@ -94,7 +95,8 @@ def quantize(
     planes: dict[str, Array] = dict(zip(chosen.code_planes, result["codes"], strict=True))
     planes["scales"] = result["scales"]
     if result["zero_points"] is not None:
-        planes["zero_points"] = result["zero_points"]
+        zeros = result["zero_points"]
+        planes["zero_points"] = join_nibbles(zeros) if chosen.nibble_zeros else zeros
     if result["mins"] is not None:
         planes["mins"] = result["mins"]
     if chosen.codebook_dtype == "float32":

@@ -96,6 +96,19 @@ class Scheme:
         return tuple(f"codes_{i}" for i in range(len(self.slices)))
 
     @property
+    def nibble_zeros(self) -> bool:
+        """Whether integer zero points are nibbles, those of two groups in a byte.
+
+        A byte for 32 codes would be 10 % of a weight of 2 bits.
+        """
+        return self.bits <= 3
+
+    @property
+    def top_zero(self) -> int:
+        """The greatest integer zero point. (It may be above the greatest code.)"""
+        return 15 if self.nibble_zeros else 255
+
+    @property
     def code_min(self) -> int:
         """The least integer that `pack` takes."""
         return -self.zero if self.signed else 0
@@ -271,7 +284,10 @@ def plane_specs(
     }
     specs["scales"] = PlaneSpec(STORED_DTYPES[scale_type], per_group)
     if offset == "zero_point":
-        specs["zero_points"] = PlaneSpec(STORED_DTYPES[offset_type], per_group)
+        groups = per_group[1]
+        if scheme.nibble_zeros and offset_type == "uint8":
+            groups = -(-groups // 2)
+        specs["zero_points"] = PlaneSpec(STORED_DTYPES[offset_type], (panels, groups, PANEL))
     elif offset == "min" and not scheme.nibble_mins:
         specs["mins"] = PlaneSpec(STORED_DTYPES[offset_type], per_group)
     if scheme.two_level:
