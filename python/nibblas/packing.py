@@ -64,9 +64,9 @@ def pack(
         the two-level schemes the integers that multiply super_scales: uint8, or int8 where there
         are no mins.
     zero_points : ndarray or int, optional
-        Of the unsigned integer schemes: integers from 0 to 255 (15 up to 3 bits) like the scales,
-        the whole matrix (which costs nothing at run time, and is recognized in an array too); or
-        float16, float32 or bfloat16, shaped like the scales. None is 0.
+        Of the unsigned integer schemes: integers from 0 to 255 (up to 3 bits: to 15) shaped like
+        the scales, or one for the whole matrix (which costs nothing at run time, and is recognized
+        in an array too); or float16, float32 or bfloat16, shaped like the scales. None is 0.
     zero : int
         The same as an int for zero_points, as `PackedWeight.unpack` calls it.
     scheme : str
