@@ -119,8 +119,9 @@ def test_k_quants_follow_numerics(name, target, rng):
         heavy * 10.0 ** rng.integers(-44, 6, heavy.shape),
         -np.abs(heavy) - 3,  # no min above the largest
         np.where(np.arange(768) % 96 < 48, 0, heavy),
+        1 + heavy * 1e-3,
         heavy * 1e-41,
-        heavy * 5e4,
+        heavy * 5e3,
     ]
     names = {"d": "block_scales", "dmin": "block_mins"}
     for case, weights in enumerate(cases):
@@ -158,12 +159,12 @@ def test_k_quants_are_better_than_the_reference(name, rng):
 
 
 @pytest.mark.parametrize("name", K_QUANTS)
-def test_k_quants_keep_what_they_can_hold(name):
-    """A matrix of which every value is a code times a power of two comes back as it was."""
+def test_k_quants_keep_a_constant(name):
+    """One value for all, which has no range for a scale, is kept to the precision of float16."""
     for value in (0.0, 1.0, -3.0):
         x = np.full((2, 256), value, np.float32)
         back = gguf.dequantize(gguf.quantize(x, name), name)
-        assert np.abs(back - x).max() <= abs(value) * 2**-8
+        assert np.abs(back - x).max() <= abs(value) * 2**-11
 
 
 def test_float_types_are_the_package_s(rng):
@@ -172,7 +173,8 @@ def test_float_types_are_the_package_s(rng):
     x = x.reshape(2, 3, 16)
     for name in ("F32", "F16", "BF16"):
         expected = package_quantize(x, name)
-        found = gguf.quantize(x, name)
+        with np.errstate(over="ignore"):
+            found = gguf.quantize(x, name)
         assert found.dtype == expected.dtype
         assert found.tobytes() == expected.tobytes()
         back = gguf.dequantize(found, name)

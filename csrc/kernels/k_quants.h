@@ -117,7 +117,7 @@ struct KQuant {
     F32 s, t, error;
   };
 
-  // The line of least squares through codes q, and its error. NaN if all codes are the same.
+  // The line of least squares through codes q, and its error; NaN if all codes are 0.
   static Line fit(const F32* y, const F32* q, F32 sum_y, F32 lo) {
     F32 sum_q = T::zero_f32(), sum_qq = sum_q, sum_qy = sum_q;
     for (int k = 0; k < kDepth; ++k) {
@@ -130,10 +130,13 @@ struct KQuant {
     const F32 determinant = T::sub(T::mul(n, sum_qq), T::mul(sum_q, sum_q));
     F32 s = T::div(T::fma(n, sum_qy, T::neg(T::mul(sum_q, sum_y))), determinant);
     F32 t = T::mul(T::fma(T::neg(s), sum_q, sum_y), T::set1(1.0f / kDepth));
-    // A min above 0 cannot be stored: with the min at 0, what is left to choose is s.
-    const auto above = T::lt(T::zero_f32(), T::add(t, lo));
-    t = T::select(above, T::neg(lo), t);
-    s = T::select(above, T::div(T::fma(lo, sum_q, sum_qy), sum_qq), s);
+    // A min above 0 cannot be stored, and where all codes are the same any line goes: with the min
+    // at 0, what is left to choose is s.
+    const auto flat = T::eq(determinant, T::zero_f32());
+    const F32 min = T::select(flat, T::set1(1), T::add(t, lo));
+    const auto free = T::le(min, T::zero_f32());
+    t = T::select(free, t, T::neg(lo));
+    s = T::select(free, s, T::div(T::fma(lo, sum_q, sum_qy), sum_qq));
     F32 error = T::zero_f32();
     for (int k = 0; k < kDepth; ++k) {
       const F32 r = T::fma(q[k], s, T::sub(t, y[k]));

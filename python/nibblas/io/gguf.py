@@ -352,6 +352,9 @@ class GgufFile(Mapping[str, Loaded]):
         self.metadata: dict[str, Any] = self._reader.metadata
         self.tensors: dict[str, Tensor] = self._reader.tensors
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
 

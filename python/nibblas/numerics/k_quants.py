@@ -144,11 +144,12 @@ def _fit(
         sum_q = sum_q + q_k
         sum_qq = fma(q_k, q_k, sum_qq)
         sum_qy = fma(q_k, y_k, sum_qy)
-    s = fma(n, sum_qy, -(sum_q * sum_y)) / (n * sum_qq - sum_q * sum_q)
+    determinant = n * sum_qq - sum_q * sum_q
+    s = fma(n, sum_qy, -(sum_q * sum_y)) / determinant
     t = fma(-s, sum_q, sum_y) * (_ONE / n)
-    above = t + lo > 0
-    t = np.where(above, -lo, t)
-    s = np.where(above, fma(lo, sum_q, sum_qy) / sum_qq, s)
+    free = (determinant != 0) & (t + lo <= 0)  # else the min is 0, and only s is to be chosen
+    t = np.where(free, t, -lo)
+    s = np.where(free, s, fma(lo, sum_q, sum_qy) / sum_qq)
     error = _squares((fma(q_k, s, t - y_k) for q_k, y_k in _ascending(q, y)), lo.shape)
     return s, t, error
 
