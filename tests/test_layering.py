@@ -249,7 +249,7 @@ def imported_modules(tree: ast.AST) -> set[str]:
 
 def test_package_needs_only_numpy():
     """Optional packages are imported inside the functions that need them, and there are few."""
-    optional = {"ml_dtypes", "matplotlib", "threadpoolctl"}
+    optional = {"ml_dtypes", "matplotlib", "threadpoolctl", "onnx", "google"}
     for path in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(path.read_text())
         inside = {name.split(".")[0] for name in imported_modules(tree)} - {""}
