@@ -221,7 +221,7 @@ def _named(name: str, value: Any) -> Iterator[tuple[str, PackedWeight]]:
 
 
 def dense_matrix(spec: TensorSpec, raw: Array) -> Array:
-    """A float matrix as `quantize` takes it, from what `Source.raw` gives."""
+    """A float matrix as `quantize` takes it, from what `Source.stored` gives."""
     data = np.ascontiguousarray(raw)
     if spec.dtype == "BF16":
         # A bfloat16 is the upper half of a float32: exact, and needs no ml_dtypes.

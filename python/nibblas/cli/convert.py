@@ -61,7 +61,7 @@ def convert(arguments: argparse.Namespace) -> dict[str, Any]:
         if entry.kind == "weight":
             weights[name] = StoredWeight(source, name, output)
         else:
-            output.add(name, source.raw(name)[0])
+            output.add(name, source.stored(name)[0])
         source.release()
     total = sum(entry.nbytes for entry in found.values())
     with (
@@ -73,7 +73,7 @@ def convert(arguments: argparse.Namespace) -> dict[str, Any]:
             if name in weights:
                 weights[name].write(writer)
             else:
-                writer.write(name, source.raw(name)[1])
+                writer.write(name, source.stored(name)[1])
             source.release()
     return {
         "input": arguments.checkpoint,

@@ -82,7 +82,7 @@ def convert(arguments: argparse.Namespace) -> dict[str, Any]:
         if entry.kind == "weight":
             weights[name] = StoredWeight(source, name, output)
             continue
-        spec, raw = source.raw(name)
+        spec, raw = source.stored(name)
         if spec.dtype not in FLOATS or len(spec.shape) != 2 or not is_chosen(name, arguments):
             output.add(name, spec)
             continue
@@ -105,7 +105,7 @@ def convert(arguments: argparse.Namespace) -> dict[str, Any]:
             elif name in weights:
                 weights[name].write(writer)
             else:
-                writer.write(name, source.raw(name)[1])
+                writer.write(name, source.stored(name)[1])
             source.release()
     return {
         "input": arguments.input,
@@ -161,7 +161,7 @@ def _quantize(
     writer: Writer,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    spec, raw = source.raw(name)
+    spec, raw = source.stored(name)
     dense = dense_matrix(spec, raw)
     try:
         weight = quantize(

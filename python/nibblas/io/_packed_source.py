@@ -72,7 +72,7 @@ class PackedSource(Source):
             weight.tensor_divisor,
         )
 
-    def raw(self, name: str) -> tuple[TensorSpec, Array]:
+    def stored(self, name: str) -> tuple[TensorSpec, Array]:
         """A tensor that is an array, of any type: its type and shape, and its bytes."""
         tensor = self.file.tensors[self._known(name)]
         return TensorSpec(tensor.dtype, tensor.shape), self.file.raw(name)

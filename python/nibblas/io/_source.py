@@ -73,7 +73,7 @@ class Source(Mapping[str, Value]):
         """
         raise TypeError(f"tensor {name!r} has no rows that can be read one by one")
 
-    def raw(self, name: str) -> tuple[TensorSpec, Array]:
+    def stored(self, name: str) -> tuple[TensorSpec, Array]:
         """A tensor that is an array as safetensors stores it: its type and shape, and its bytes."""
         array = self[name]
         if not isinstance(array, np.ndarray):
