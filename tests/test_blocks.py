@@ -9,6 +9,7 @@ import pytest
 import nibblas
 import nibblas._nibblas as native
 from nibblas.io import gguf
+from nibblas.io._gguf_file import TYPES
 from nibblas.numerics import k_quants
 
 package = pytest.importorskip("gguf")
@@ -46,7 +47,7 @@ def test_the_table_of_types_is_the_package_s():
     for name, (elements, size, groups) in SHAPES.items():
         assert package.GGML_QUANT_SIZES[QTYPES[name]] == (elements, size)
         assert elements % groups == 0
-    for number, (name, elements, size) in gguf.TYPES.items():
+    for number, (name, elements, size) in TYPES.items():
         assert QTYPES[name] == number
         assert package.GGML_QUANT_SIZES[QTYPES[name]] == (elements, size)
 
@@ -238,6 +239,18 @@ def test_wrong_types_are_type_errors():
         gguf.quantize(x.astype(complex), "Q4_0")
     with pytest.raises(TypeError, match="num_threads"):
         gguf.quantize(x, "Q4_0", num_threads="all")
+
+
+@pytest.mark.parametrize("name", BLOCK_TYPES)
+def test_no_byte_beyond_the_blocks_is_read(name, target, rng, guarded):
+    elements = SHAPES[name][0]
+    for blocks in (1, 17):
+        raw = random_blocks(rng, name, 1, blocks)
+        x = rng.standard_normal((1, blocks * elements)).astype(np.float32)
+        for at in ("start", "end"):
+            gguf.dequantize(guarded(raw, at), name)
+            native.unpack_blocks(guarded(raw, at), name)
+            gguf.quantize(guarded(x, at), name)
 
 
 def test_results_do_not_depend_on_the_target(rng):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import nibblas
-from nibblas.io import gguf
+from nibblas.io import _gguf_blocks, gguf
 
 package = pytest.importorskip("gguf")
 oracle = package.quants
@@ -56,7 +56,7 @@ def expect_same_floats(found: np.ndarray, expected: np.ndarray) -> None:
 def test_from_blocks_keeps_every_value(name, target, rng, monkeypatch):
     for rows, blocks in ((1, 1), (16, 2), (37, 3), (50, 9)):
         # The last in chunks of 16 rows, the others at once.
-        monkeypatch.setattr(gguf, "_CHUNK_CODES", 1 if rows == 50 else 1 << 22)
+        monkeypatch.setattr(_gguf_blocks, "_CHUNK_CODES", 1 if rows == 50 else 1 << 22)
         raw = random_blocks(rng, name, rows, blocks)
         w = gguf.from_blocks(raw, name, num_threads=2)
         assert w.scheme == SCHEMES.get(name, name.lower())
@@ -169,8 +169,8 @@ def test_load_reads_every_type_that_the_package_writes(tmp_path, rng):
         name = tensor.tensor_type.name
         w = model[tensor.name]
         assert isinstance(w, nibblas.PackedWeight)
-        assert model.tensors[tensor.name].type == name
-        assert model.tensors[tensor.name].shape == w.shape == (20, 512)
+        assert model.describe(tensor.name)[:2] == ("weight", name)
+        assert model.describe(tensor.name).shape == w.shape == (20, 512)
         np.testing.assert_array_equal(model.raw(tensor.name), tensor.data.reshape(-1))
         expect_same_floats(w.dequantize(), package_dequantize(tensor.data, name))
 
@@ -204,12 +204,33 @@ def test_load_gives_arrays_and_lists_of_experts(tmp_path, rng):
     np.testing.assert_array_equal(model["quantized_norm"], package_dequantize(raw, "Q8_0"))
     for name, kind, parts in (
         ("experts", "Q6_K", model["experts"]),
-        ("nested", "Q4_0", model["nested"][0]),
+        ("nested", "Q4_0", model["nested"]),
     ):
         assert len(parts) == 3, name
         for expert, w in zip(experts, parts, strict=True):
             values = package_dequantize(gguf.quantize(expert, kind), kind)
             np.testing.assert_array_equal(w.dequantize(), values)
+
+
+def test_a_file_can_be_read_by_rows(tmp_path, rng):
+    weight = rng.standard_normal((40, 256)).astype(np.float32)
+    path = tmp_path / "model.gguf"
+    experts = weight.reshape(2, 20, 256)
+    write_file(path, {"w": (weight, "Q4_K"), "e": (experts, "Q4_K"), "norm": (weight[0], "F32")})
+    model = gguf.load(path)
+    assert model.describe("w") == ("weight", "Q4_K", (40, 256), 40 * 144)
+    assert model.describe("e").kind == "weight"
+    assert model.describe("norm") == ("array", "F32", (256,), 1024)
+    for start, stop in ((0, 16), (16, 40), (32, 33), (32, 32)):
+        part = model.rows("w", start, stop)
+        assert part.shape == (stop - start, 256)
+        np.testing.assert_array_equal(part.dequantize(), model["w"].dequantize()[start:stop])
+    for start, stop in ((1, 16), (16, 0), (0, 41), (-16, 16)):
+        with pytest.raises(ValueError, match="tensor 'w': expected rows"):
+            model.rows("w", start, stop)
+    for name in ("e", "norm"):
+        with pytest.raises(TypeError, match=f"tensor '{name}'"):
+            model.rows(name, 0, 16)
 
 
 def test_bfloat16_without_ml_dtypes_is_float32(tmp_path, rng, monkeypatch):

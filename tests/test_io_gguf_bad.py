@@ -247,10 +247,13 @@ def test_damage_is_a_value_error_and_costs_no_memory(tmp_path_factory, edits, he
     try:
         read_everything(path)
     except ValueError as error:
-        assert str(error).startswith(f"{path}: ")
+        message = str(error)
+    else:
+        message = f"{path}: no error"
     finally:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
+    assert message.startswith(f"{path}: ")
     assert peak < 10 * len(CONTENT) + 2**20
 
 

@@ -17,8 +17,8 @@ int64_t count_blocks(const py::array& array, const char* name, DType dtype, int6
   if (view.dtype != dtype) {
     throw TypeError(std::string(name) + " has elements of the wrong type");
   }
-  const bool fits = view.ndim >= 1 && view.last() % size == 0 &&
-                    (array.flags() & py::array::c_style) != 0;
+  const bool fits =
+      view.ndim >= 1 && view.last() % size == 0 && (array.flags() & py::array::c_style) != 0;
   if (!fits) {
     throw std::invalid_argument(std::string(name) + " must be in C order, rows a multiple of " +
                                 std::to_string(size) + ", got shape " + shape_text(view));
@@ -41,8 +41,7 @@ py::dict bound_block_shapes() {
   return shapes;
 }
 
-py::array bound_dequantize_blocks(const py::array& raw, const std::string& name,
-                                  int num_threads) {
+py::array bound_dequantize_blocks(const py::array& raw, const std::string& name, int num_threads) {
   const BlockType type = parse_block_type(name);
   const BlockShape& shape = block_shape(type);
   const int64_t blocks = count_blocks(raw, "raw", DType::uint8, shape.bytes);

@@ -14,9 +14,9 @@ namespace {
 
 // The scales of one block.
 struct BlockScales {
-  uint16_t d;        // float16 bits
-  uint16_t m;        // float16 bits
-  uint8_t sub[16];   // per group
+  uint16_t d;       // float16 bits
+  uint16_t m;       // float16 bits
+  uint8_t sub[16];  // per group
   uint8_t sub_m[16];
   uint8_t fifth_bits[4];  // q5_0 and q5_1, to write
 };
@@ -85,8 +85,8 @@ inline void read_nibble_lanes(const uint8_t* p, typename T::I32* q) {
   q[0] = T::and_i32(bytes, T::set1_i32(15));
   q[1] = T::template shr<4>(bytes);
 }
-constexpr int32_t kLaneBits[16] = {1 << 0, 1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,
-                                   1 << 6, 1 << 7, 1 << 8,  1 << 9,  1 << 10, 1 << 11,
+constexpr int32_t kLaneBits[16] = {1 << 0,  1 << 1,  1 << 2,  1 << 3, 1 << 4,  1 << 5,
+                                   1 << 6,  1 << 7,  1 << 8,  1 << 9, 1 << 10, 1 << 11,
                                    1 << 12, 1 << 13, 1 << 14, 1 << 15};
 
 // 4 bytes: bit j of the word is bit 4 of element j.

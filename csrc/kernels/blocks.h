@@ -75,8 +75,7 @@ inline void read_scales(const uint8_t* raw, int64_t blocks, GroupScales& out) {
     const auto subnormal = T::select_i32(T::lt_i32(sub_scale, T::set1_i32(1)),
                                          T::set1_i32(0x00200000), T::set1_i32(0x00400000));
     const auto normal = T::template shl<23>(T::sub_i32(sub_scale, T::set1_i32(1)));
-    scale = T::from_bits(
-        T::select_i32(T::lt_i32(sub_scale, T::set1_i32(2)), subnormal, normal));
+    scale = T::from_bits(T::select_i32(T::lt_i32(sub_scale, T::set1_i32(2)), subnormal, normal));
   }
   T::store(out.s, scale);
   T::store(out.m, min);
@@ -137,9 +136,8 @@ void dequantize_blocks_of(const uint8_t* raw, int64_t blocks, float* out) {
 
 template <class T>
 void dequantize_blocks(BlockType type, const uint8_t* raw, int64_t blocks, float* out) {
-  for_block_type(type, [&](auto block) {
-    dequantize_blocks_of<T, decltype(block)>(raw, blocks, out);
-  });
+  for_block_type(type,
+                 [&](auto block) { dequantize_blocks_of<T, decltype(block)>(raw, blocks, out); });
 }
 
 // `at`: the index of the first block in the arrays of `parts`.

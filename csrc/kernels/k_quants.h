@@ -19,8 +19,8 @@ constexpr bool is_k_quant(BlockType type) {
 constexpr int32_t kTooLargeBits = 0x4e800000;  // 2^30
 
 // Halfway between the values of the table: border i is the least that is nearest to value i.
-constexpr float kIq4Borders[16] = {-128, -115.5f, -93.5f, -74,   -57,   -42,   -28.5f, -16,
-                                   -4.5f, 7,      19,     31.5f, 45.5f, 61,    79,     101};
+constexpr float kIq4Borders[16] = {-128,  -115.5f, -93.5f, -74,   -57,   -42, -28.5f, -16,
+                                   -4.5f, 7,       19,     31.5f, 45.5f, 61,  79,     101};
 
 // Starting scales: with mins the range of the group becomes levels plus one of these steps...
 constexpr float kRangeSteps[] = {0, -0.5f, -1, 0.5f, -1.5f};
@@ -134,9 +134,9 @@ struct KQuant {
     // at 0, what is left to choose is s.
     const auto flat = T::eq(determinant, T::zero_f32());
     const F32 min = T::select(flat, T::set1(1), T::add(t, lo));
-    const auto free = T::le(min, T::zero_f32());
-    t = T::select(free, t, T::neg(lo));
-    s = T::select(free, s, T::div(T::fma(lo, sum_q, sum_qy), sum_qq));
+    const auto allowed = T::le(min, T::zero_f32());
+    t = T::select(allowed, t, T::neg(lo));
+    s = T::select(allowed, s, T::div(T::fma(lo, sum_q, sum_qy), sum_qq));
     F32 error = T::zero_f32();
     for (int k = 0; k < kDepth; ++k) {
       const F32 r = T::fma(q[k], s, T::sub(t, y[k]));
@@ -186,8 +186,7 @@ struct KQuant {
       return max;
     };
     const F32 min = T::neg(T::add(best.t, lo));
-    d = to_half_and_back<T>(
-        T::div(per_block<T, B::kGroups>(best.s, largest), T::set1(last)));
+    d = to_half_and_back<T>(T::div(per_block<T, B::kGroups>(best.s, largest), T::set1(last)));
     m = to_half_and_back<T>(T::div(per_block<T, B::kGroups>(min, largest), T::set1(last)));
     const F32 sub0 = T::rint(T::mul(best.s, inverse_or_zero<T>(d)));
     const F32 sub_m0 = T::rint(T::mul(min, inverse_or_zero<T>(m)));
@@ -251,8 +250,7 @@ struct KQuant {
     constexpr bool ends[] = {true, false};
     for (const bool at_first : ends) {
       for (const float step : kEndSteps) {
-        const float end =
-            at_first ? kFirstValue - step * kEndUnit : kLastValue + step * kEndUnit;
+        const float end = at_first ? kFirstValue - step * kEndUnit : kLastValue + step * kEndUnit;
         const F32 inverse = T::mul(T::set1(end), per_extreme);
         F32 sum_qx = T::zero_f32(), sum_qq = sum_qx;
         for (int k = 0; k < kDepth; ++k) {

@@ -42,9 +42,8 @@ struct BlockEncoder {
     const F32 inverse = inverse_or_zero<T>(d);
     for (int k = 0; k < kDepth; ++k) {
       const F32 scaled = T::mul(x[k], inverse);
-      q[k] = T::min_i32(
-          truncate_small<T>(T::add(scaled, T::set1(static_cast<float>(top) + 0.5f))),
-          T::set1_i32(last));
+      q[k] = T::min_i32(truncate_small<T>(T::add(scaled, T::set1(static_cast<float>(top) + 0.5f))),
+                        T::set1_i32(last));
     }
   }
 

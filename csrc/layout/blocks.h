@@ -9,15 +9,29 @@
 namespace nibblas {
 
 enum class BlockType : uint8_t {
-  q4_0, q4_1, q5_0, q5_1, q8_0, q2_k, q3_k, q4_k, q5_k, q6_k, iq4_nl, iq4_xs, mxfp4, tq1_0, tq2_0
+  q4_0,
+  q4_1,
+  q5_0,
+  q5_1,
+  q8_0,
+  q2_k,
+  q3_k,
+  q4_k,
+  q5_k,
+  q6_k,
+  iq4_nl,
+  iq4_xs,
+  mxfp4,
+  tq1_0,
+  tq2_0
 };
 constexpr int kBlockTypes = 15;
 
 // Where the parts of blocks go, each a dense array over all blocks; null where a type has none.
 struct BlockParts {
-  uint8_t* codes;         // [blocks, elements], as stored: unsigned, but q8_0 as int8
-  uint8_t* scales;        // [blocks, groups]: sub-scales (q3_k, q6_k, iq4_xs as int8), or e8m0
-  uint8_t* mins;          // [blocks, groups]: sub-mins
+  uint8_t* codes;          // [blocks, elements], as stored: unsigned, but q8_0 as int8
+  uint8_t* scales;         // [blocks, groups]: sub-scales (q3_k, q6_k, iq4_xs as int8), or e8m0
+  uint8_t* mins;           // [blocks, groups]: sub-mins
   uint16_t* block_scales;  // [blocks] float16 d
   uint16_t* block_mins;    // [blocks] float16: m of q4_1 and q5_1, dmin of the others
 };
@@ -27,8 +41,9 @@ struct BlockShape {
   const char* name;
   int elements;
   int bytes;
-  int groups;  // with a scale of their own
-  bool has_scales, has_mins, has_block_scales, has_block_mins;  // members of BlockParts
+  int groups;  // each with a scale
+  // Which members of BlockParts there are.
+  bool has_scales, has_mins, has_block_scales, has_block_mins;
 };
 
 constexpr BlockShape kBlockShapes[kBlockTypes] = {

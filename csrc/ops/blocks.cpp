@@ -20,8 +20,8 @@ template <class Run>
 void over_blocks(BlockType type, int64_t blocks, int asked, const Run& run) {
   const int64_t elements = block_shape(type).elements;
   const int64_t per_task = kElementsPerTask / elements;
-  const int threads = static_cast<int>(std::clamp<int64_t>(
-      blocks * elements / kElementsPerThread, 1, thread_count(asked)));
+  const int threads = static_cast<int>(
+      std::clamp<int64_t>(blocks * elements / kElementsPerThread, 1, thread_count(asked)));
   parallel_for((blocks + per_task - 1) / per_task, threads, [&](int64_t task, int) {
     const int64_t first = task * per_task;
     run(first, std::min(per_task, blocks - first));
@@ -54,8 +54,8 @@ void quantize_blocks(BlockType type, const float* x, int64_t blocks, uint8_t* ra
   std::atomic<bool> not_finite{false};
   std::atomic<bool> overflow{false};
   over_blocks(type, blocks, threads, [&](int64_t first, int64_t count) {
-    const QuantizeResult result = conversions.quantize_blocks(
-        type, x + first * shape.elements, count, raw + first * shape.bytes);
+    const QuantizeResult result = conversions.quantize_blocks(type, x + first * shape.elements,
+                                                              count, raw + first * shape.bytes);
     if (result == QuantizeResult::not_finite) not_finite = true;
     if (result == QuantizeResult::overflow) overflow = true;
   });

@@ -76,7 +76,7 @@ def quantize(
     plan = plan_quantization(scheme, group_size, shape[1], rule, scale_dtype, offset)
     chosen = plan.scheme
     if chosen.two_level:
-        from nibblas.io.gguf import quantize_weight  # the formats' own writer
+        from nibblas.io._gguf_blocks import quantize_weight  # the formats' own writer
 
         return quantize_weight(weight, chosen.name, num_threads=num_threads)
     tried = np.array(candidates(chosen.name, plan.offset, rule), np.float32).ravel()

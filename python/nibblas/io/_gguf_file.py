@@ -69,7 +69,7 @@ TYPES = {
     41: ("Q1_0", 128, 18),
 }
 
-_NUMBERS = {
+_NUMBERS: dict[int, np.dtype[Any]] = {
     0: np.dtype("<u1"),
     1: np.dtype("<i1"),
     2: np.dtype("<u2"),

@@ -85,7 +85,7 @@ def quantize_blocks(x: np.ndarray, name: str) -> dict[str, np.ndarray]:
     (np.uint8(15), (1, 8), (1, 1))
     """
     kind = K_QUANTS[name]
-    rows, depth = x.shape
+    rows = x.shape[0]
     if not np.isfinite(x).all():
         raise ValueError("data has NaN or infinite values, which cannot be quantized")
     if (np.abs(x) > 2.0**30).any():
