@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command ``nibblas``: info, bench, quantize and inspect."""
+"""The command ``nibblas``: info, bench, quantize, convert and inspect."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from importlib import import_module
 COMMANDS = {
     "info": "this CPU, the targets it runs, threads, versions",
     "bench": "speed and accuracy against NumPy float32 on this machine",
-    "quantize": "quantize the matrices of a safetensors checkpoint",
-    "inspect": "list the tensors and packed weights of a safetensors file",
+    "quantize": "quantize the matrices of a checkpoint",
+    "convert": "turn a checkpoint's low-bit weights into packed weights, exactly",
+    "inspect": "list the tensors and packed weights of a checkpoint",
 }
 
 

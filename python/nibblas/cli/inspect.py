@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List what a safetensors file holds: packed weights with their scheme, and other tensors."""
+"""List what a checkpoint holds: weights with their scheme or type, other tensors, metadata.
+
+The checkpoint is a safetensors, .gguf or .onnx file, or a Hugging Face folder.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,18 @@ import argparse
 import json
 from typing import Any
 
+import numpy as np
+
 from nibblas.cli import _text
-from nibblas.io.packed import KEY, read_weights
-from nibblas.io.safetensors import SafetensorsFile
+from nibblas.cli._sources import open_source
+from nibblas.io._packed_source import PackedSource
+from nibblas.io._source import Source
+from nibblas.weights import PackedWeight
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``nibblas inspect``."""
-    parser.add_argument("file", help="a safetensors file")
+    parser.add_argument("file", help="a .safetensors, .gguf or .onnx file, or a folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -27,48 +34,57 @@ def run(arguments: argparse.Namespace) -> int:
 
 def collect(path: str) -> dict[str, Any]:
     """The file's contents as plain values. The whole header is checked, and every packed weight."""
-    file = SafetensorsFile(path)
-    if KEY in file.metadata:
-        weights, others = read_weights(file)
-    else:
-        weights, others = {}, list(file.tensors)
-    entries: list[dict[str, Any]] = []
-    for name, weight in weights.items():
-        entries.append(
-            {
-                "name": name,
-                "type": "packed",
-                "scheme": weight.scheme,
-                "shape": weight.shape,
-                "group_size": weight.group_size,
-                "offset": weight.offset,
-                "scale_dtype": weight.scale_dtype,
-                "bits_per_weight": weight.bits_per_weight,
-                "nbytes": weight.nbytes,
-                "planes": {
-                    plane: {"dtype": str(array.dtype), "shape": array.shape}
-                    for plane, array in weight.planes.items()
-                },
-            }
-        )
-    for name in others:
-        tensor = file.tensors[name]
-        nbytes = tensor.end - tensor.begin
-        entries.append(
-            {
-                "name": name,
-                "type": "tensor",
-                "dtype": tensor.dtype,
-                "shape": tensor.shape,
-                "nbytes": nbytes,
-            }
-        )
+    source = open_source(path)
+    entries = [_entry(source, name) for name in source]
     return {
         "file": path,
-        "metadata": {key: value for key, value in file.metadata.items() if key != KEY},
+        "metadata": {key: _plain(value) for key, value in source.metadata.items()},
         "tensors": entries,
         "nbytes": sum(entry["nbytes"] for entry in entries),
     }
+
+
+def _entry(source: Source, name: str) -> dict[str, Any]:
+    kind, type_name, shape, nbytes = found = source.describe(name)
+    if kind == "weight" and isinstance(source, PackedSource):
+        return _packed(name, source.weight(name))
+    return {
+        "name": name,
+        "type": "weight" if kind == "weight" else "tensor",
+        "dtype": type_name,
+        "shape": shape,
+        "bits_per_weight": found.bits_per_element,
+        "nbytes": nbytes,
+    }
+
+
+def _packed(name: str, weight: PackedWeight) -> dict[str, Any]:
+    return {
+        "name": name,
+        "type": "packed",
+        "scheme": weight.scheme,
+        "shape": weight.shape,
+        "group_size": weight.group_size,
+        "offset": weight.offset,
+        "scale_dtype": weight.scale_dtype,
+        "bits_per_weight": weight.bits_per_weight,
+        "nbytes": weight.nbytes,
+        "planes": {
+            plane: {"dtype": str(array.dtype), "shape": array.shape}
+            for plane, array in weight.planes.items()
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    """A value of metadata as JSON has it."""
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def as_text(report: dict[str, Any]) -> str:
@@ -86,13 +102,30 @@ def as_text(report: dict[str, Any]) -> str:
                 "x".join(map(str, entry["shape"])) or "scalar",
                 groups,
                 entry["offset"] if packed else "-",
-                f"{entry['bits_per_weight']:.2f}" if packed else "-",
+                "-" if entry["type"] == "tensor" else f"{entry['bits_per_weight']:.2f}",
                 _text.size(entry["nbytes"]),
             )
         )
     headers = ("name", "type", "shape", "group", "offset", "bits/weight", "size")
-    packed = sum(entry["type"] == "packed" for entry in report["tensors"])
-    return (
-        f"{_text.table(headers, rows, left=2)}\n\n{packed} packed weights, "
-        f"{len(report['tensors']) - packed} other tensors, {_text.size(report['nbytes'])}"
-    )
+    lines = [f"{key}: {_short(value)}" for key, value in report["metadata"].items()]
+    if lines:
+        lines.append("")
+    count = dict.fromkeys(("packed", "weight", "tensor"), 0)
+    for entry in report["tensors"]:
+        count[entry["type"]] += 1
+    low_bit = f"{count['weight']} low-bit weights, " if count["weight"] else ""
+    lines += [
+        _text.table(headers, rows, left=2),
+        "",
+        f"{count['packed']} packed weights, {low_bit}{count['tensor']} other tensors, "
+        f"{_text.size(report['nbytes'])}",
+    ]
+    return "\n".join(lines)
+
+
+def _short(value: Any) -> str:
+    """A value of metadata on one line, without most of a long list or text."""
+    if isinstance(value, list) and len(value) > 8:
+        return f"{', '.join(map(_short, value[:4]))}, ... ({len(value)} values)"
+    text = " ".join(str(value).split())
+    return text if len(text) <= 72 else f"{text[:72]}..."

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quantize the matrices of a safetensors checkpoint.
+"""Quantize the matrices of a checkpoint: a safetensors, .gguf or .onnx file, or a folder.
 
 Every 2-D float tensor (F32, F16, BF16) whose name is included and not excluded becomes a packed
-weight of that name; all else is copied. Tensors are read and written one by one, so a checkpoint
-may be larger than the memory. nibblas.load reads the result.
+weight of that name; all else is copied, weights of few bits as packed weights of the same values.
+Tensors are read and written one by one, so a checkpoint may be larger than the memory.
+nibblas.load reads the result.
 
   nibblas quantize model.safetensors model-int4.safetensors --exclude '*embed*' --exclude 'lm_head*'
 """
@@ -11,24 +12,29 @@ may be larger than the memory. nibblas.load reads the result.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import json
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from nibblas._arrays import Array
 from nibblas.cli import _text
-from nibblas.io.packed import KEY, describe, encode_description, read_weights, tensor_name
-from nibblas.io.safetensors import SafetensorsFile, TensorSpec, Writer, spec_of
-from nibblas.quantizing import (
-    QuantizationPlan,
-    plan_quantization,
-    quantize,
-    tensor_scale_of,
+from nibblas.cli._sources import (
+    Output,
+    StoredWeight,
+    add_patterns,
+    dense_matrix,
+    is_chosen,
+    open_source,
+    spec_of_plane,
+    text_metadata,
 )
+from nibblas.io._source import Source
+from nibblas.io.packed import tensor_name
+from nibblas.io.safetensors import TensorSpec, Writer
+from nibblas.quantizing import QuantizationPlan, plan_quantization, quantize, tensor_scale_of
 from nibblas.schemes import scheme_names
 from nibblas.weights import PackedWeight
 
@@ -40,7 +46,7 @@ BLOCK = 1 << 22
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``nibblas quantize``."""
-    parser.add_argument("input", help="a safetensors file")
+    parser.add_argument("input", help="a .safetensors, .gguf or .onnx file, or a folder")
     parser.add_argument("output", help="the file to write; may be the input")
     parser.add_argument("--scheme", default="int4", choices=scheme_names(), help="default: int4")
     parser.add_argument(
@@ -52,14 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rule", default="mse", choices=("mse", "absmax"), help="default: mse")
     parser.add_argument("--scale-dtype", choices=("float16", "float32", "bfloat16"))
     parser.add_argument("--offset", choices=("zero_point", "min"), help="for unsigned schemes")
-    for option, what in (("--include", "quantize only"), ("--exclude", "do not quantize")):
-        parser.add_argument(
-            option,
-            action="append",
-            default=[],
-            metavar="PATTERN",
-            help=f"{what} tensors whose name matches, such as '*.mlp.*'; may be repeated",
-        )
+    add_patterns(parser, "quantize only", "do not quantize")
     parser.add_argument("--threads", type=int, metavar="N", help="default: all there are")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -71,89 +70,57 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-class _Job(NamedTuple):
-    plan: QuantizationPlan
-    shape: tuple[int, int]
-
-
 def convert(arguments: argparse.Namespace) -> dict[str, Any]:
     """Write the output file; return sizes and errors."""
     started = time.perf_counter()
-    file = SafetensorsFile(arguments.input)
-    packed: dict[str, PackedWeight] = {}
-    others = list(file.tensors)
-    if KEY in file.metadata:
-        packed, others = read_weights(file)
-    jobs = {name: _job(file, name, arguments) for name in others if _wanted(file, name, arguments)}
-    if not jobs:
-        raise file.error("no 2-D tensor of type F32, F16 or BF16 matches")
+    source = open_source(arguments.input)
+    found = {name: source.describe(name) for name in source}
+    output = Output()
+    weights: dict[str, StoredWeight] = {}
+    plans: dict[str, QuantizationPlan] = {}
+    for name, entry in found.items():
+        if entry.kind == "weight":
+            weights[name] = StoredWeight(source, name, output)
+            continue
+        spec, raw = source.stored(name)
+        if spec.dtype not in FLOATS or len(spec.shape) != 2 or not is_chosen(name, arguments):
+            output.add(name, spec)
+            continue
+        plans[name] = _plan(spec.shape[1], arguments)
+        _list_planes(output, name, plans[name], spec, raw)
+        source.release()
+    if not plans:
+        raise ValueError(f"{arguments.input}: no 2-D tensor of type F32, F16 or BF16 matches")
 
-    specs: dict[str, TensorSpec] = {}
-    descriptions = {name: describe(weight) for name, weight in packed.items()}
-    for name, weight in packed.items():
-        for plane in weight.planes:
-            key = tensor_name(name, plane)
-            specs[key] = TensorSpec(*file.tensors[key][:2])
-    for name in others:
-        if name not in jobs:
-            specs[name] = TensorSpec(*file.tensors[name][:2])
-    for name, (plan, shape) in jobs.items():
-        planes = plan.plane_specs(shape)
-        for plane, (dtype, plane_shape) in planes.items():
-            spec = spec_of(np.empty(0, dtype))._replace(shape=plane_shape)
-            spec = spec._replace(dtype="BF16") if dtype == "uint16" else spec
-            if tensor_name(name, plane) in specs:
-                raise file.error(f"tensor {name!r}: its plane {plane!r} has a name that is taken")
-            specs[tensor_name(name, plane)] = spec
-        descriptions[name] = {
-            "scheme": plan.scheme.name,
-            "shape": shape,
-            "group_size": plan.group_size,
-            "zero": plan.scheme.zero,
-            "planes": list(planes),
-        }
-        if plan.has_tensor_scale:
-            descriptions[name]["tensor_scale"] = tensor_scale_of(_dense(file, name)).hex()
-
-    metadata = {**file.metadata, KEY: encode_description(descriptions)}
     entries = []
-    total = sum(t.end - t.begin for t in file.tensors.values())
+    total = sum(entry.nbytes for entry in found.values())
     with (
         _text.Progress(total) as progress,
-        Writer(arguments.output, specs, metadata) as writer,
+        output.writer(arguments.output, text_metadata(source)) as writer,
     ):
-        for name, tensor in file.tensors.items():
-            progress.step(name, tensor.end - tensor.begin)
-            if name in jobs:
-                entries.append(_quantize(file, name, jobs[name].plan, writer, arguments))
-            elif name in specs:
-                writer.write(name, file.raw(name))
+        for name, entry in found.items():
+            progress.step(name, entry.nbytes)
+            if name in plans:
+                entries.append(_quantize(source, name, plans[name], writer, arguments))
+            elif name in weights:
+                weights[name].write(writer)
+            else:
+                writer.write(name, source.stored(name)[1])
+            source.release()
     return {
         "input": arguments.input,
         "output": arguments.output,
         "scheme": arguments.scheme,
         "tensors": entries,
-        "copied": len(packed) + len(others) - len(jobs),
+        "copied": len(found) - len(plans),
         "nbytes_before": total,
-        "nbytes_after": sum(spec.nbytes for spec in specs.values()),
+        "nbytes_after": output.nbytes,
         "seconds": time.perf_counter() - started,
     }
 
 
-def _wanted(file: SafetensorsFile, name: str, arguments: argparse.Namespace) -> bool:
-    tensor = file.tensors[name]
-    if tensor.dtype not in FLOATS or len(tensor.shape) != 2:
-        return False
-
-    def matches(patterns: list[str]) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
-
-    return matches(arguments.include or ["*"]) and not matches(arguments.exclude)
-
-
-def _job(file: SafetensorsFile, name: str, arguments: argparse.Namespace) -> _Job:
-    rows, depth = file.tensors[name].shape
-    plan = plan_quantization(
+def _plan(depth: int, arguments: argparse.Namespace) -> QuantizationPlan:
+    return plan_quantization(
         arguments.scheme,
         _group_size(arguments.group_size),
         depth,
@@ -161,7 +128,6 @@ def _job(file: SafetensorsFile, name: str, arguments: argparse.Namespace) -> _Jo
         arguments.scale_dtype,
         arguments.offset,
     )
-    return _Job(plan, (rows, depth))
 
 
 def _group_size(text: str) -> int | str | None:
@@ -170,14 +136,33 @@ def _group_size(text: str) -> int | str | None:
     return int(text) if text.isdecimal() else text
 
 
+def _list_planes(
+    output: Output, name: str, plan: QuantizationPlan, spec: TensorSpec, raw: Array
+) -> None:
+    """List what a matrix will be once it is quantized."""
+    shape = (spec.shape[0], spec.shape[1])
+    planes = {plane: spec_of_plane(part) for plane, part in plan.plane_specs(shape).items()}
+    description: dict[str, Any] = {
+        "scheme": plan.scheme.name,
+        "shape": shape,
+        "group_size": plan.group_size,
+        "zero": plan.scheme.zero,
+        "planes": list(planes),
+    }
+    if plan.has_tensor_scale:
+        description["tensor_scale"] = tensor_scale_of(dense_matrix(spec, raw)).hex()
+    output.add_planes(name, planes, description)
+
+
 def _quantize(
-    file: SafetensorsFile,
+    source: Source,
     name: str,
     plan: QuantizationPlan,
     writer: Writer,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:
-    dense = _dense(file, name)
+    spec, raw = source.stored(name)
+    dense = dense_matrix(spec, raw)
     try:
         weight = quantize(
             dense,
@@ -189,31 +174,19 @@ def _quantize(
             num_threads=arguments.threads,
         )
     except ValueError as error:
-        raise file.error(f"tensor {name!r}: {error}") from None
+        raise ValueError(f"{arguments.input}: tensor {name!r}: {error}") from None
     for plane, array in weight.planes.items():
         writer.write(tensor_name(name, plane), array)
-    tensor = file.tensors[name]
     return {
         "name": name,
         "shape": weight.shape,
-        "dtype": tensor.dtype,
+        "dtype": spec.dtype,
         "group_size": weight.group_size,
-        "nbytes_before": tensor.end - tensor.begin,
+        "nbytes_before": spec.nbytes,
         "nbytes_after": weight.nbytes,
         "bits_per_weight": weight.bits_per_weight,
         "relative_error": relative_error(dense, weight),
     }
-
-
-def _dense(file: SafetensorsFile, name: str) -> Array:
-    tensor = file.tensors[name]
-    if tensor.dtype != "BF16":
-        return file.array(name)
-    # A bfloat16 is the upper half of a float32: exact, and needs no ml_dtypes.
-    bits = np.frombuffer(file.raw(name), "<u2").reshape(tensor.shape)
-    dense = np.zeros((*tensor.shape, 2), np.uint16)
-    dense[..., 1] = bits
-    return dense.view(np.float32)[..., 0]
 
 
 def relative_error(dense: Array, weight: PackedWeight) -> float:

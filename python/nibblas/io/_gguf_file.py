@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nibblas._arrays import Array
+from nibblas.io.safetensors import release_pages
 
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
@@ -134,6 +135,10 @@ class GgufReader:
         """The bytes of a tensor: a read-only view of the mapped file."""
         tensor = self.tensors[name]
         return np.frombuffer(self._map, np.uint8, tensor.end - tensor.begin, tensor.begin)
+
+    def release(self) -> None:
+        """Give up the memory of what was read so far: it is read anew where it is used again."""
+        release_pages(self._map)
 
     def _skip(self, size: int, what: str) -> int:
         """Where the next `size` bytes begin, if the file has them."""

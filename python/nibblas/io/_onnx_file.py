@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nibblas._arrays import Array, bfloat16
+from nibblas.io.safetensors import release_pages
 
 # Numbers of fields in onnx.proto.
 GRAPH_OF_MODEL = 7
@@ -82,7 +83,8 @@ class OnnxReader:
             ) from None
         self._onnx = onnx
         self.path = os.fsdecode(path)
-        data = _map(self.path)
+        self._maps: dict[str, mmap.mmap] = {}
+        data = self._map(self.path)
         try:
             rest, graphs = _split(data, [(0, data.size)], GRAPH_OF_MODEL)
             graph, tensors = _split(data, graphs, INITIALIZER_OF_GRAPH)
@@ -97,6 +99,24 @@ class OnnxReader:
     def error(self, message: str) -> ValueError:
         """A ValueError that names this file."""
         return ValueError(f"{self.path}: {message}")
+
+    def release(self) -> None:
+        """Give up the memory of what was read of the mapped files so far."""
+        for mapped in self._maps.values():
+            release_pages(mapped)
+
+    def _map(self, path: str) -> Array:
+        """The bytes of a file, which is mapped once."""
+        if path not in self._maps:
+            # Not to wait for a pipe that a model might name.
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise ValueError(f"{path} is no regular file")
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if not size:
+                    return np.empty(0, np.uint8)
+                self._maps[path] = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._maps[path], np.uint8)
 
     def _read_initializers(
         self, data: Array, spans: list[tuple[int, int]]
@@ -151,7 +171,7 @@ class OnnxReader:
     def _external(self, tensor: Initializer) -> Array:
         fields = {entry.key: entry.value for entry in tensor.proto.external_data}
         path = self._external_path(fields.get("location", ""))
-        data = _map(path)
+        data = self._map(path)
         offset = _number(fields, "offset", 0)
         length = _number(fields, "length", tensor.nbytes)
         if offset + length > data.size:
@@ -181,22 +201,11 @@ def _number(fields: dict[str, str], key: str, default: int) -> int:
     return int(text)
 
 
-def _map(path: str) -> Array:
-    # Not to wait for a pipe that a model might name.
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise ValueError(f"{path} is no regular file")
-    with open(path, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if not size:
-            return np.empty(0, np.uint8)
-        return np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
-
-
 def _split(
     data: Array, spans: list[tuple[int, int]], number: int
 ) -> tuple[bytes, list[tuple[int, int]]]:
     """A message without the fields of this number, and where their values are."""
-    view = memoryview(data)
+    view = data.data
     rest: list[memoryview] = []
     values = []
     for begin, end in spans:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -11,6 +12,7 @@ import numpy as np
 
 from nibblas._arrays import Array
 from nibblas._planes import to_panels
+from nibblas.io.safetensors import TensorSpec, spec_of
 from nibblas.schemes import PANEL, get_scheme, group_count
 from nibblas.weights import PackedWeight, make_weight
 
@@ -27,6 +29,12 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     nbytes: int
     """Bytes in the file."""
+
+    @property
+    def bits_per_element(self) -> float:
+        """8 * nbytes / the number of elements; 0 if there are none."""
+        count = math.prod(self.shape)
+        return 8 * self.nbytes / count if count else 0.0
 
 
 class Source(Mapping[str, Value]):
@@ -64,6 +72,16 @@ class Source(Mapping[str, Value]):
         the other planes one after the other are those of the whole.
         """
         raise TypeError(f"tensor {name!r} has no rows that can be read one by one")
+
+    def stored(self, name: str) -> tuple[TensorSpec, Array]:
+        """A tensor that is an array as safetensors stores it: its type and shape, and its bytes."""
+        array = self[name]
+        if not isinstance(array, np.ndarray):
+            raise TypeError(f"tensor {name!r} is a packed weight, no array")
+        return spec_of(array), array
+
+    def release(self) -> None:
+        """Give up the memory of what was read of mapped files so far, if the system can."""
 
     def check_rows(self, name: str, start: int, stop: int) -> None:
         """The checks of `rows`: TypeError if it is no weight, ValueError for other rows."""

@@ -94,6 +94,10 @@ class GgufFile(Source):
         except ValueError as error:
             raise self._reader.error(f"tensor {name!r}: {error}") from None
 
+    def release(self) -> None:
+        """Give up the memory of what was read of the mapped file so far."""
+        self._reader.release()
+
 
 def _in_rows(raw: Array, kind: str, shape: tuple[int, ...]) -> Array:
     """Blocks with all of a tensor's dimensions, the last in bytes."""

@@ -237,6 +237,10 @@ class OnnxFile(Source):
             return with_zero_points(weight)
         return weight
 
+    def release(self) -> None:
+        """Give up the memory of what was read of mapped files so far."""
+        self._reader.release()
+
     def _known(self, name: str) -> str:
         if name not in self._names:
             raise KeyError(name)

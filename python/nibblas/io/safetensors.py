@@ -98,9 +98,8 @@ class SafetensorsFile:
             if length > min(size - 8, MAX_HEADER):
                 raise self.error(f"header length {length}, in a file of {size} bytes")
             header = file.read(length)
-            self._bytes = np.frombuffer(
-                mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint8
-            )[8 + length :]
+            self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+        self._bytes = np.frombuffer(self._map, np.uint8)[8 + length :]
         self.metadata, self.tensors = self._parse(header)
         self._check_offsets()
 
@@ -131,6 +130,10 @@ class SafetensorsFile:
             array = aligned_copy(array)
             array.flags.writeable = False
         return array
+
+    def release(self) -> None:
+        """Give up the memory of what was read so far: it is read anew where it is used again."""
+        release_pages(self._map)
 
     def _numpy_dtype(self, name: str) -> np.dtype[Any]:
         dtype = self.tensors[name].dtype
@@ -195,6 +198,12 @@ class SafetensorsFile:
             last = tensor.end
         if last != size:
             raise self.error(f"{size - last} bytes of data belong to no tensor")
+
+
+def release_pages(mapped: mmap.mmap) -> None:
+    """Give up the pages of a read-only mapping, which count as the process's memory."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _sizes(value: Any) -> TypeGuard[list[int]]:
@@ -285,7 +294,7 @@ class Writer:
             if name == METADATA or name.startswith(PADDING):
                 raise ValueError(f"a tensor cannot have the reserved name {name!r}")
         self._entries = layout(specs)
-        self._missing = set(specs)
+        self._missing = {name: spec.nbytes for name, spec in specs.items()}
         self._path = os.path.realpath(os.fsdecode(path))
         if os.path.exists(self._path) and not os.path.isfile(self._path):
             raise ValueError(f"{self._path} is not a regular file")
@@ -322,13 +331,29 @@ class Writer:
             raise ValueError(
                 f"tensor {name!r}: expected {tensor.end - tensor.begin} bytes, got {array.nbytes}"
             )
-        self._seek(tensor)
+        self.write_piece(name, 0, array)
+
+    def write_piece(self, name: str, start: int, array: Array) -> None:
+        """Write the bytes of a tensor from its byte `start` on.
+
+        Pieces may come in any order, but each byte once: a tensor is complete when as many have
+        come as it has.
+        """
+        tensor = self._entries[name]
+        if not 0 <= start <= tensor.end - tensor.begin - array.nbytes:
+            raise ValueError(
+                f"tensor {name!r}: {array.nbytes} bytes from {start} on, of "
+                f"{tensor.end - tensor.begin}"
+            )
+        self._seek(tensor, start)
         if array.nbytes:
             self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        self._missing.discard(name)
+        self._missing[name] -= array.nbytes
+        if not self._missing[name]:
+            del self._missing[name]
 
-    def _seek(self, tensor: Tensor) -> None:
-        self._file.seek(8 + len(self._header) + tensor.begin)
+    def _seek(self, tensor: Tensor, start: int = 0) -> None:
+        self._file.seek(8 + len(self._header) + tensor.begin + start)
 
     def __exit__(
         self,

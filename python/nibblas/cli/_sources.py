@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of every format, as the commands read and copy them."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import math
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from nibblas._arrays import Array
+from nibblas.io._packed_source import PackedSource
+from nibblas.io._source import Source
+from nibblas.io.packed import KEY, describe, encode_description, plane_spec, tensor_name
+from nibblas.io.safetensors import NUMPY_DTYPES, TensorSpec, Writer, spec_of
+from nibblas.schemes import PANEL, PlaneSpec
+from nibblas.weights import PackedWeight
+
+CODES = 1 << 22
+"""Codes that are converted at a time. It takes a few bytes for each."""
+
+# What the names of tensors have in the checkpoints of other tools' low-bit weights.
+_MARKS = (".qweight", ".weight_packed", ".W_q", "_blocks", ".weight_scale", ".quant_state.")
+
+
+def open_source(path: str) -> Source:
+    """The source of a .gguf or .onnx file, a Hugging Face folder, or any other safetensors file."""
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix == ".gguf":
+        from nibblas.io import gguf
+
+        return gguf.load(path)
+    if suffix == ".onnx":
+        from nibblas.io import onnx
+
+        return onnx.load(path)
+    if not os.path.isdir(path):
+        source = PackedSource(path)
+        is_foreign = any(mark in name for name in source for mark in _MARKS)
+        if KEY in source.file.metadata or not is_foreign:
+            return source
+    from nibblas.io.checkpoint import load_checkpoint
+
+    return load_checkpoint(path)
+
+
+def add_patterns(parser: Any, include: str, exclude: str) -> None:
+    """The options --include and --exclude; the texts say what they do."""
+    for option, what in (("--include", include), ("--exclude", exclude)):
+        parser.add_argument(
+            option,
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help=f"{what} tensors whose name matches, such as '*.mlp.*'; may be repeated",
+        )
+
+
+def is_chosen(name: str, arguments: Any) -> bool:
+    """Whether a name matches --include, if that is given, and not --exclude."""
+
+    def matches(patterns: list[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+    return matches(arguments.include or ["*"]) and not matches(arguments.exclude)
+
+
+def text_metadata(source: Source) -> dict[str, str]:
+    """A source's metadata as safetensors takes it; lists, such as a tokenizer's, are left out."""
+    found = {}
+    for key, value in source.metadata.items():
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, str):
+            found[key] = value
+        elif isinstance(value, bool | int | float | dict):
+            found[key] = json.dumps(value)
+    found.pop(KEY, None)
+    return found
+
+
+class Output:
+    """A file to be written: its tensors are listed first, then written."""
+
+    def __init__(self) -> None:
+        self.specs: dict[str, TensorSpec] = {}
+        self.descriptions: dict[str, dict[str, Any]] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+    def add(self, name: str, spec: TensorSpec) -> None:
+        """List an array, or a plane."""
+        if name in self.specs:
+            raise ValueError(f"two tensors would have the name {name!r}")
+        self.specs[name] = spec
+
+    def add_planes(
+        self, name: str, planes: dict[str, TensorSpec], description: dict[str, Any]
+    ) -> None:
+        """List a packed weight."""
+        for plane, spec in planes.items():
+            self.add(tensor_name(name, plane), spec)
+        if name in self.specs:
+            raise ValueError(f"a packed weight and a tensor would have the name {name!r}")
+        self.descriptions[name] = description
+
+    def add_weight(self, name: str, weight: PackedWeight, rows: int) -> None:
+        """List a packed weight of so many rows, of which `weight` is a piece."""
+        panels = -(-rows // PANEL)
+        planes = {}
+        for plane, array in weight.planes.items():
+            spec = plane_spec(plane, array)
+            whole = spec.shape if array.ndim == 1 else (panels, *spec.shape[1:])
+            planes[plane] = spec._replace(shape=whole)
+        self.add_planes(name, planes, {**describe(weight), "shape": (rows, weight.shape[1])})
+
+    def writer(self, path: str, metadata: dict[str, str]) -> Writer:
+        """The writer of the file, once all is listed."""
+        return Writer(path, self.specs, {**metadata, KEY: encode_description(self.descriptions)})
+
+    def write_piece(self, writer: Writer, name: str, start: int, weight: PackedWeight) -> None:
+        """Write the rows of a weight from `start` on."""
+        rows = self.descriptions[name]["shape"][0]
+        found = {**describe(weight), "shape": (rows, weight.shape[1])}
+        if found != self.descriptions[name]:
+            raise ValueError(f"tensor {name!r}: its rows from {start} on are packed differently")
+        for plane, array in weight.planes.items():
+            key = tensor_name(name, plane)
+            if array.ndim > 1:
+                panel = array[:1].nbytes
+                writer.write_piece(key, start // PANEL * panel, array)
+            elif start == 0:
+                writer.write(key, array)
+
+
+def spec_of_plane(plane: PlaneSpec) -> TensorSpec:
+    """How a plane is written: bfloat16 bits in uint16 as BF16."""
+    spec = spec_of(np.empty(0, plane.dtype))._replace(shape=plane.shape)
+    return spec._replace(dtype="BF16") if plane.dtype == "uint16" else spec
+
+
+class StoredWeight:
+    """A low-bit weight of a source, to be copied exactly; with experts, one for each of them.
+
+    Attributes
+    ----------
+    entry : Entry
+        What the source says of it.
+    names : list of str
+        What is written is called.
+    """
+
+    def __init__(self, source: Source, name: str, output: Output) -> None:
+        self._source, self._output = source, output
+        self.name, self.entry = name, source.describe(name)
+        self.names = []
+        for start, key, weight in self._pieces(PANEL):
+            if start == 0:
+                rows = self.entry.shape[-2]
+                self.names.append(key)
+                output.add_weight(key, weight, rows)
+            if self._is_matrix:
+                break  # the first rows are enough to know
+
+    def write(self, writer: Writer) -> None:
+        """Write all of its rows, some at a time."""
+        step = max(CODES // max(self.entry.shape[-1], 1) // PANEL, 1) * PANEL
+        for start, key, weight in self._pieces(step):
+            self._output.write_piece(writer, key, start, weight)
+            self._source.release()
+
+    def report(self) -> dict[str, Any]:
+        """What became of it, as plain values."""
+        descriptions = [self._output.descriptions[name] for name in self.names]
+        nbytes = sum(
+            self._output.specs[tensor_name(name, plane)].nbytes
+            for name, description in zip(self.names, descriptions, strict=True)
+            for plane in description["planes"]
+        )
+        count = math.prod(self.entry.shape)
+        return {
+            "name": self.name,
+            "type": self.entry.type,
+            "scheme": descriptions[0]["scheme"] if descriptions else None,
+            "shape": self.entry.shape,
+            "group_size": descriptions[0]["group_size"] if descriptions else None,
+            "nbytes_before": self.entry.nbytes,
+            "nbytes_after": nbytes,
+            "bits_per_weight": 8 * nbytes / count if count else 0.0,
+        }
+
+    @property
+    def _is_matrix(self) -> bool:
+        return len(self.entry.shape) == 2
+
+    def _pieces(self, step: int) -> Iterator[tuple[int, str, PackedWeight]]:
+        """(first row, name, rows), `step` rows at a time where they can be had one by one."""
+        if self._is_matrix:
+            rows = self.entry.shape[0]
+            for start in range(0, max(rows, 1), step):
+                stop = min(start + step, rows)
+                yield start, self.name, self._source.rows(self.name, start, stop)
+        else:
+            for key, weight in _named(self.name, self._source[self.name]):
+                yield 0, key, weight
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, PackedWeight]]:
+    if isinstance(value, PackedWeight):
+        yield name, value
+    else:
+        for i, part in enumerate(value):
+            yield from _named(f"{name}.{i}", part)
+
+
+def dense_matrix(spec: TensorSpec, raw: Array) -> Array:
+    """A float matrix as `quantize` takes it, from what `Source.stored` gives."""
+    data = np.ascontiguousarray(raw)
+    if spec.dtype == "BF16":
+        # A bfloat16 is the upper half of a float32: exact, and needs no ml_dtypes.
+        dense = np.zeros((*spec.shape, 2), np.uint16)
+        dense[..., 1] = data.view(np.uint16).reshape(spec.shape)
+        return dense.view(np.float32)[..., 0]
+    array: Array = data.view(NUMPY_DTYPES[spec.dtype]).reshape(spec.shape)
+    return array if array.flags.aligned else array.copy()
