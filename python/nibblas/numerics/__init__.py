@@ -11,6 +11,7 @@ from nibblas._candidates import CANDIDATES, INT4_DIVISORS, UINT4_SHRINK, candida
 from .activations import gelu, gelu_tanh, relu, silu
 from .codebooks import float32_to_e4m3, quantize_codebook
 from .fma import fma
+from .k_quants import K_QUANTS, quantize_blocks
 from .layout import (
     bfloat16_to_float32,
     canonical_nan,
@@ -48,6 +49,7 @@ __all__ = [
     "CANDIDATES",
     "CONTRACT_VERSION",
     "INT4_DIVISORS",
+    "K_QUANTS",
     "UINT4_SHRINK",
     "Parts",
     "bfloat16_to_float32",
@@ -71,6 +73,7 @@ __all__ = [
     "padded_depth",
     "quantize",
     "quantize_activations",
+    "quantize_blocks",
     "quantize_codebook",
     "relu",
     "round_to",
