@@ -111,7 +111,7 @@ def test_no_command_shows_help(run):
     assert all(command in out for command in ("info", "bench", "quantize", "inspect"))
 
 
-@pytest.mark.parametrize("command", ["info", "bench", "quantize", "inspect"])
+@pytest.mark.parametrize("command", ["info", "bench", "quantize", "convert", "inspect"])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])

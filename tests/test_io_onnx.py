@@ -68,9 +68,7 @@ def test_formula(N, K, bits, block_size, zeros, dtype, ordered, flat, seed):
 @bits_
 @zeros_
 def test_is_computed_with(rng, bits, zeros):
-    # Zero points take a byte here. Of 2 bits in blocks of 32 that is 0.19 of 2.56 bits too many.
-    block_size = 128 if bits == 2 else 32
-    weight = random_weight(rng, 48, 512, bits, block_size, zeros, np.float16)
+    weight = random_weight(rng, 48, 512, bits, 32, zeros, np.float16)
     w = import_weight(weight)
     check_linear(rng, w, weight.values, weight.magnitudes)
     check_size(w, *weight.arrays.values())
@@ -241,11 +239,12 @@ def test_rows(nodes, others, tmp_path):
         found.rows("dense", 0, 0)
 
 
-def test_zero_points_that_some_rows_share(rng, tmp_path):
+@bits_
+def test_zero_points_that_some_rows_share(rng, tmp_path, bits):
     """A piece with one zero point has a plane of them if the whole weight has."""
     pytest.importorskip("onnx")
-    weight = random_weight(rng, 32, 64, 4, 32, "one")
-    weight.arrays["zero_points"][20] = 0x73
+    weight = random_weight(rng, 32, 64, bits, 16, "one")
+    weight.arrays["zero_points"][20] = 0x72
     found = importer.load(save(model_of({"w": weight}), tmp_path / "m.onnx"))
     pieces = [found.rows("w.B", 0, 16), found.rows("w.B", 16, 32)]
     joined = np.concatenate([piece.planes["zero_points"] for piece in pieces])

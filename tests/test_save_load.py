@@ -309,3 +309,23 @@ def test_shared_between_processes(method, rng, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [expected.hex()]
+
+
+def test_a_tensor_in_pieces(tmp_path):
+    array = np.arange(100, dtype=np.float32)
+    path = tmp_path / "out"
+    with Writer(path, {"a": spec_of(array), "b": spec_of(array[:0])}, {}) as writer:
+        writer.write_piece("a", 160, array[40:])
+        writer.write_piece("b", 0, array[:0])
+        for start, size in ((-4, 1), (400, 1), (4, 100)):
+            with pytest.raises(ValueError, match=rf"{4 * size} bytes from {start} on, of 400"):
+                writer.write_piece("a", start, array[:size])
+        writer.write_piece("a", 0, array[:40])
+    assert np.array_equal(SafetensorsFile(path).array("a"), array)
+    path.unlink()
+    with (
+        pytest.raises(ValueError, match="'a' was not written"),
+        Writer(path, {"a": spec_of(array)}, {}) as writer,
+    ):
+        writer.write_piece("a", 0, array[1:])
+    assert os.listdir(tmp_path) == []

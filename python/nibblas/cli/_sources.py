@@ -23,8 +23,16 @@ from nibblas.weights import PackedWeight
 CODES = 1 << 22
 """Codes that are converted at a time. It takes a few bytes for each."""
 
-# What the names of tensors have in the checkpoints of other tools' low-bit weights.
-_MARKS = (".qweight", ".weight_packed", ".W_q", "_blocks", ".weight_scale", ".quant_state.")
+# How names of tensors end in the checkpoints of other tools' low-bit weights.
+_ENDS = (
+    ".qweight",
+    ".weight_packed",
+    ".weight_scale",
+    ".W_q",
+    "_blocks",
+    ".quant_state.bitsandbytes__nf4",
+    ".quant_state.bitsandbytes__fp4",
+)
 
 
 def open_source(path: str) -> Source:
@@ -40,7 +48,7 @@ def open_source(path: str) -> Source:
         return onnx.load(path)
     if not os.path.isdir(path):
         source = PackedSource(path)
-        is_foreign = any(mark in name for name in source for mark in _MARKS)
+        is_foreign = any(name.endswith(_ENDS) for name in source)
         if KEY in source.file.metadata or not is_foreign:
             return source
     from nibblas.io.checkpoint import load_checkpoint

@@ -160,8 +160,11 @@ class OnnxReader:
         if tensor.proto.data_location == self._onnx.TensorProto.EXTERNAL:
             raw = self._external(tensor)
         if raw is None:
-            array = np.array(self._onnx.numpy_helper.to_array(tensor.proto))
-            return array.view(dtype) if tensor.type == "BFLOAT16" else array
+            if tensor.type == "BFLOAT16":  # of which older releases of the package make float32
+                return (
+                    np.array(tensor.proto.int32_data, np.int64).astype(dtype).reshape(tensor.shape)
+                )
+            return np.array(self._onnx.numpy_helper.to_array(tensor.proto))
         if raw.size != tensor.nbytes:
             raise ValueError(
                 f"expected {tensor.nbytes} bytes for {tensor.type} {tensor.shape}, got {raw.size}"
