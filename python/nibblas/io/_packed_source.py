@@ -7,11 +7,10 @@ import os
 from collections.abc import Iterator
 
 from nibblas._arrays import Array
-from nibblas.io._source import Entry, Source
+from nibblas.io._source import Entry, Source, slice_rows
 from nibblas.io.packed import KEY, read_weights
 from nibblas.io.safetensors import SafetensorsFile, TensorSpec
-from nibblas.schemes import PANEL, get_scheme
-from nibblas.weights import PackedWeight, make_weight
+from nibblas.weights import PackedWeight
 
 
 class PackedSource(Source):
@@ -56,21 +55,7 @@ class PackedSource(Source):
     def rows(self, name: str, start: int, stop: int) -> PackedWeight:
         """The outputs from `start`, a multiple of 16, to `stop` of a weight, as a weight."""
         self.check_rows(name, start, stop)
-        weight = self._weights[name]
-        panels = slice(start // PANEL, -(-stop // PANEL))
-        planes = {
-            plane: array if array.ndim == 1 else array[panels]
-            for plane, array in weight.planes.items()
-        }
-        return make_weight(
-            get_scheme(weight.scheme),
-            (stop - start, weight.shape[1]),
-            weight.group_size,
-            planes,
-            weight._zero,
-            weight.tensor_scale,
-            weight.tensor_divisor,
-        )
+        return slice_rows(self._weights[name], start, stop)
 
     def stored(self, name: str) -> tuple[TensorSpec, Array]:
         """A tensor that is an array, of any type: its type and shape, and its bytes."""

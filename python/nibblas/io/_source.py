@@ -16,6 +16,9 @@ from nibblas.io.safetensors import TensorSpec, spec_of
 from nibblas.schemes import PANEL, get_scheme, group_count
 from nibblas.weights import PackedWeight, make_weight
 
+PER_GROUP = ("scales", "zero_points", "mins", "super_scales", "super_mins")
+"""Planes whose padding is 0."""
+
 Value: TypeAlias = PackedWeight | Array | list[PackedWeight]
 """A tensor of a source: a list where a weight has experts, one matrix for each."""
 
@@ -111,3 +114,26 @@ def with_zero_points(weight: PackedWeight) -> PackedWeight:
         "zero_points": join_nibbles(plane) if scheme.nibble_zeros else plane,
     }
     return make_weight(scheme, weight.shape, weight.group_size, planes, scheme.zero)
+
+
+def slice_rows(weight: PackedWeight, start: int, stop: int) -> PackedWeight:
+    """The outputs from `start`, a multiple of 16, to `stop`: a weight that shares the planes."""
+    if (start, stop) == (0, weight.shape[0]):
+        return weight
+    panels = slice(start // PANEL, -(-stop // PANEL))
+    planes = {}
+    for name, plane in weight.planes.items():
+        piece = plane if plane.ndim == 1 else plane[panels]
+        if stop % PANEL and stop < weight.shape[0] and name in PER_GROUP:
+            piece = piece.copy()  # outputs of the weight are padding of the piece
+            piece[-1, :, stop % PANEL :] = 0
+        planes[name] = piece
+    return make_weight(
+        get_scheme(weight.scheme),
+        (stop - start, weight.shape[1]),
+        weight.group_size,
+        planes,
+        weight._zero,
+        weight.tensor_scale,
+        weight.tensor_divisor,
+    )
