@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from nibblas._arrays import Array
+from nibblas._arrays import Array, aligned_copy
 from nibblas.io._source import Entry, Source
 from nibblas.io.packed import KEY, read_weights
 from nibblas.io.safetensors import SafetensorsFile, TensorSpec
@@ -62,6 +62,13 @@ class PackedSource(Source):
             plane: array if array.ndim == 1 else array[panels]
             for plane, array in weight.planes.items()
         }
+        cut = stop % PANEL
+        if cut and stop < weight.shape[0]:
+            # What a panel has behind the last output must be 0.
+            for plane, array in planes.items():
+                if array.ndim == 3:
+                    planes[plane] = aligned_copy(array)
+                    planes[plane][-1, :, cut:] = 0
         return make_weight(
             get_scheme(weight.scheme),
             (stop - start, weight.shape[1]),
