@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import math
@@ -17,6 +18,7 @@ from nibblas.io._packed_source import PackedSource
 from nibblas.io._source import Source
 from nibblas.io.packed import KEY, describe, encode_description, plane_spec, tensor_name
 from nibblas.io.safetensors import NUMPY_DTYPES, TensorSpec, Writer, spec_of
+from nibblas.runtime import get_num_threads, set_num_threads
 from nibblas.schemes import PANEL, PlaneSpec
 from nibblas.weights import PackedWeight
 
@@ -84,11 +86,24 @@ def text_metadata(source: Source) -> dict[str, str]:
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, str):
-            found[key] = value
+            # GGUF files may have text that is not UTF-8.
+            found[key] = value.encode("utf-8", "replace").decode()
         elif isinstance(value, bool | int | float | dict):
             found[key] = json.dumps(value)
     found.pop(KEY, None)
     return found
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """So many threads for what is done inside; None for as many as are set."""
+    before = get_num_threads()
+    if count is not None:
+        set_num_threads(count)
+    try:
+        yield
+    finally:
+        set_num_threads(before)
 
 
 class Output:
@@ -154,6 +169,11 @@ def spec_of_plane(plane: PlaneSpec) -> TensorSpec:
     return spec._replace(dtype="BF16") if plane.dtype == "uint16" else spec
 
 
+def piece_rows(depth: int) -> int:
+    """How many rows, a multiple of 16, are converted at a time."""
+    return max(CODES // max(depth, 1) // PANEL, 1) * PANEL
+
+
 class StoredWeight:
     """A low-bit weight of a source, to be copied exactly; with experts, one for each of them.
 
@@ -174,13 +194,13 @@ class StoredWeight:
                 rows = self.entry.shape[-2]
                 self.names.append(key)
                 output.add_weight(key, weight, rows)
+            source.release()
             if self._is_matrix:
                 break  # the first rows are enough to know
 
     def write(self, writer: Writer) -> None:
         """Write all of its rows, some at a time."""
-        step = max(CODES // max(self.entry.shape[-1], 1) // PANEL, 1) * PANEL
-        for start, key, weight in self._pieces(step):
+        for start, key, weight in self._pieces(piece_rows(self.entry.shape[-1])):
             self._output.write_piece(writer, key, start, weight)
             self._source.release()
 
@@ -216,25 +236,45 @@ class StoredWeight:
                 stop = min(start + step, rows)
                 yield start, self.name, self._source.rows(self.name, start, stop)
         else:
-            for key, weight in _named(self.name, self._source[self.name]):
-                yield 0, key, weight
+            for i, weight in enumerate(self._source.experts(self.name)):
+                yield 0, f"{self.name}.{i}", weight
 
 
-def _named(name: str, value: Any) -> Iterator[tuple[str, PackedWeight]]:
-    if isinstance(value, PackedWeight):
-        yield name, value
-    else:
-        for i, part in enumerate(value):
-            yield from _named(f"{name}.{i}", part)
+class DenseMatrix:
+    """A float matrix (N, K) of a source, read some rows at a time.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        (N, K).
+    dtype : str
+        The type in the source: "F32", "F16" or "BF16".
+    """
+
+    def __init__(self, source: Source, name: str) -> None:
+        self._source, self._name = source, name
+        self._is_transposed = source.is_transposed(name)
+        spec, _ = source.stored(name)
+        self.dtype = spec.dtype
+        rows, depth = spec.shape
+        self.shape = (depth, rows) if self._is_transposed else (rows, depth)
+
+    def pieces(self, step: int) -> Iterator[tuple[int, Array]]:
+        """(first row, rows) as `quantize` takes them, in memory of their own."""
+        spec, raw = self._source.stored(self._name)
+        is_bfloat16 = self.dtype == "BF16"
+        dtype = np.dtype("<u2") if is_bfloat16 else NUMPY_DTYPES[self.dtype]
+        matrix = np.ascontiguousarray(raw).reshape(-1).view(dtype).reshape(spec.shape)
+        if self._is_transposed:
+            matrix = matrix.T
+        for start in range(0, max(self.shape[0], 1), max(step, 1)):
+            part = matrix[start : start + step]
+            yield start, from_bfloat16(part) if is_bfloat16 else np.array(part, order="C")
+            self._source.release()
 
 
-def dense_matrix(spec: TensorSpec, raw: Array) -> Array:
-    """A float matrix as `quantize` takes it, from what `Source.stored` gives."""
-    data = np.ascontiguousarray(raw)
-    if spec.dtype == "BF16":
-        # A bfloat16 is the upper half of a float32: exact, and needs no ml_dtypes.
-        dense = np.zeros((*spec.shape, 2), np.uint16)
-        dense[..., 1] = data.view(np.uint16).reshape(spec.shape)
-        return dense.view(np.float32)[..., 0]
-    array: Array = data.view(NUMPY_DTYPES[spec.dtype]).reshape(spec.shape)
-    return array if array.flags.aligned else array.copy()
+def from_bfloat16(bits: Array) -> Array:
+    """The float32 values of bfloat16 bits, which are their upper halves; needs no ml_dtypes."""
+    dense = np.zeros((*bits.shape, 2), np.uint16)
+    dense[..., 1] = bits
+    return dense.view(np.float32)[..., 0]

@@ -23,8 +23,8 @@ from nibblas.cli._sources import (
     is_chosen,
     open_source,
     text_metadata,
+    threads,
 )
-from nibblas.runtime import set_num_threads
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,9 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, then print a line for each weight."""
-    if arguments.threads is not None:
-        set_num_threads(arguments.threads)
-    report = convert(arguments)
+    with threads(arguments.threads):
+        report = convert(arguments)
     print(json.dumps(report, indent=2) if arguments.json else as_text(report))
     return 0
 

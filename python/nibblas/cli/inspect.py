@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -79,12 +80,17 @@ def _packed(name: str, weight: PackedWeight) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """A value of metadata as JSON has it."""
     if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
+        value = value.tolist()
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    return value if isinstance(value, str | int | float | None) else str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # JSON has no such numbers
+    if isinstance(value, str):
+        # GGUF files may have text that is not UTF-8, and that no terminal takes.
+        return value.encode("utf-8", "replace").decode()
+    return value if isinstance(value, int | float | None) else str(value)
 
 
 def as_text(report: dict[str, Any]) -> str:

@@ -3,7 +3,8 @@
 
 Every 2-D float tensor (F32, F16, BF16) whose name is included and not excluded becomes a packed
 weight of that name; all else is copied, weights of few bits as packed weights of the same values.
-Tensors are read and written one by one, so a checkpoint may be larger than the memory.
+What a MatMul of an ONNX file multiplies by is turned, so that it is (N, K) as all weights are.
+Tensors are read and written in pieces, so a checkpoint may be larger than the memory.
 nibblas.load reads the result.
 
   nibblas quantize model.safetensors model-int4.safetensors --exclude '*embed*' --exclude 'lm_head*'
@@ -22,26 +23,27 @@ import numpy as np
 from nibblas._arrays import Array
 from nibblas.cli import _text
 from nibblas.cli._sources import (
+    DenseMatrix,
     Output,
     StoredWeight,
     add_patterns,
-    dense_matrix,
     is_chosen,
     open_source,
+    piece_rows,
     spec_of_plane,
     text_metadata,
+    threads,
 )
 from nibblas.io._source import Source
-from nibblas.io.packed import tensor_name
-from nibblas.io.safetensors import TensorSpec, Writer
-from nibblas.quantizing import QuantizationPlan, plan_quantization, quantize, tensor_scale_of
+from nibblas.io.safetensors import Writer
+from nibblas.quantizing import plan_quantization, quantize, tensor_scale_of
 from nibblas.schemes import scheme_names
 from nibblas.weights import PackedWeight
 
 FLOATS = ("F32", "F16", "BF16")
 
-BLOCK = 1 << 22
-"""Weights compared at a time: 16 MB as float32."""
+BLOCK = 1 << 20
+"""Weights compared at a time: 8 MB as float64."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,7 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantize, then print a line for each tensor."""
-    report = convert(arguments)
+    with threads(arguments.threads):
+        report = convert(arguments)
     print(json.dumps(report, indent=2) if arguments.json else as_text(report))
     return 0
 
@@ -77,22 +80,20 @@ def convert(arguments: argparse.Namespace) -> dict[str, Any]:
     found = {name: source.describe(name) for name in source}
     output = Output()
     weights: dict[str, StoredWeight] = {}
-    plans: dict[str, QuantizationPlan] = {}
+    jobs: dict[str, _Job] = {}
     for name, entry in found.items():
         if entry.kind == "weight":
             weights[name] = StoredWeight(source, name, output)
             continue
-        spec, raw = source.stored(name)
+        spec, _ = source.stored(name)
         if spec.dtype not in FLOATS or len(spec.shape) != 2 or not is_chosen(name, arguments):
             output.add(name, spec)
             continue
-        plans[name] = _plan(spec.shape[1], arguments)
-        _list_planes(output, name, plans[name], spec, raw)
+        jobs[name] = _Job(source, name, output, arguments)
         source.release()
-    if not plans:
+    if not jobs:
         raise ValueError(f"{arguments.input}: no 2-D tensor of type F32, F16 or BF16 matches")
 
-    entries = []
     total = sum(entry.nbytes for entry in found.values())
     with (
         _text.Progress(total) as progress,
@@ -100,8 +101,8 @@ def convert(arguments: argparse.Namespace) -> dict[str, Any]:
     ):
         for name, entry in found.items():
             progress.step(name, entry.nbytes)
-            if name in plans:
-                entries.append(_quantize(source, name, plans[name], writer, arguments))
+            if name in jobs:
+                jobs[name].write(writer)
             elif name in weights:
                 weights[name].write(writer)
             else:
@@ -111,23 +112,12 @@ def convert(arguments: argparse.Namespace) -> dict[str, Any]:
         "input": arguments.input,
         "output": arguments.output,
         "scheme": arguments.scheme,
-        "tensors": entries,
-        "copied": len(found) - len(plans),
+        "tensors": [job.report() for job in jobs.values()],
+        "copied": len(found) - len(jobs),
         "nbytes_before": total,
         "nbytes_after": output.nbytes,
         "seconds": time.perf_counter() - started,
     }
-
-
-def _plan(depth: int, arguments: argparse.Namespace) -> QuantizationPlan:
-    return plan_quantization(
-        arguments.scheme,
-        _group_size(arguments.group_size),
-        depth,
-        arguments.rule,
-        arguments.scale_dtype,
-        arguments.offset,
-    )
 
 
 def _group_size(text: str) -> int | str | None:
@@ -136,61 +126,86 @@ def _group_size(text: str) -> int | str | None:
     return int(text) if text.isdecimal() else text
 
 
-def _list_planes(
-    output: Output, name: str, plan: QuantizationPlan, spec: TensorSpec, raw: Array
-) -> None:
-    """List what a matrix will be once it is quantized."""
-    shape = (spec.shape[0], spec.shape[1])
-    planes = {plane: spec_of_plane(part) for plane, part in plan.plane_specs(shape).items()}
-    description: dict[str, Any] = {
-        "scheme": plan.scheme.name,
-        "shape": shape,
-        "group_size": plan.group_size,
-        "zero": plan.scheme.zero,
-        "planes": list(planes),
-    }
-    if plan.has_tensor_scale:
-        description["tensor_scale"] = tensor_scale_of(dense_matrix(spec, raw)).hex()
-    output.add_planes(name, planes, description)
+class _Job:
+    """A float matrix that becomes a packed weight, some rows at a time."""
 
-
-def _quantize(
-    source: Source,
-    name: str,
-    plan: QuantizationPlan,
-    writer: Writer,
-    arguments: argparse.Namespace,
-) -> dict[str, Any]:
-    spec, raw = source.stored(name)
-    dense = dense_matrix(spec, raw)
-    try:
-        weight = quantize(
-            dense,
-            plan.scheme.name,
-            plan.group_size,
-            rule=arguments.rule,
-            scale_dtype=plan.scale_type,
-            offset=plan.offset,
-            num_threads=arguments.threads,
+    def __init__(
+        self, source: Source, name: str, output: Output, arguments: argparse.Namespace
+    ) -> None:
+        self._output, self._arguments = output, arguments
+        self._name, self._entry = name, source.describe(name)
+        self._dense = DenseMatrix(source, name)
+        self._error = self._norm = 0.0
+        shape = self._dense.shape
+        self._plan = plan_quantization(
+            arguments.scheme,
+            _group_size(arguments.group_size),
+            shape[1],
+            arguments.rule,
+            arguments.scale_dtype,
+            arguments.offset,
         )
-    except ValueError as error:
-        raise ValueError(f"{arguments.input}: tensor {name!r}: {error}") from None
-    for plane, array in weight.planes.items():
-        writer.write(tensor_name(name, plane), array)
-    return {
-        "name": name,
-        "shape": weight.shape,
-        "dtype": spec.dtype,
-        "group_size": weight.group_size,
-        "nbytes_before": spec.nbytes,
-        "nbytes_after": weight.nbytes,
-        "bits_per_weight": weight.bits_per_weight,
-        "relative_error": relative_error(dense, weight),
-    }
+        self._planes = {
+            plane: spec_of_plane(spec) for plane, spec in self._plan.plane_specs(shape).items()
+        }
+        description: dict[str, Any] = {
+            "scheme": self._plan.scheme.name,
+            "shape": shape,
+            "group_size": self._plan.group_size,
+            "zero": self._plan.scheme.zero,
+            "planes": list(self._planes),
+        }
+        if self._plan.has_tensor_scale:
+            description["tensor_scale"] = tensor_scale_of(self._extremes()).hex()
+        output.add_planes(name, self._planes, description)
+
+    def _extremes(self) -> Array:
+        pieces = self._dense.pieces(piece_rows(self._dense.shape[1]))
+        return np.array([(part.min(), part.max()) for _, part in pieces if part.size], np.float32)
+
+    def write(self, writer: Writer) -> None:
+        """Quantize and write it."""
+        rows, depth = self._dense.shape
+        # At once where a number of the whole matrix has a part in every scale.
+        step = rows if self._plan.has_tensor_scale else piece_rows(depth)
+        for start, dense in self._dense.pieces(step):
+            try:
+                weight = quantize(
+                    dense,
+                    self._plan.scheme.name,
+                    self._plan.group_size,
+                    rule=self._arguments.rule,
+                    scale_dtype=self._plan.scale_type,
+                    offset=self._plan.offset,
+                )
+            except ValueError as error:
+                raise ValueError(
+                    f"{self._arguments.input}: tensor {self._name!r}: {error}"
+                ) from None
+            self._output.write_piece(writer, self._name, start, weight)
+            error_of, norm_of = squared_error(dense, weight)
+            self._error += error_of
+            self._norm += norm_of
+            del dense, weight  # before the next ones are made
+
+    def report(self) -> dict[str, Any]:
+        """What became of it, as plain values."""
+        rows, depth = self._dense.shape
+        nbytes = sum(spec.nbytes for spec in self._planes.values())
+        return {
+            "name": self._name,
+            "shape": self._dense.shape,
+            "dtype": self._dense.dtype,
+            "group_size": self._plan.group_size,
+            "nbytes_before": self._entry.nbytes,
+            "nbytes_after": nbytes,
+            "bits_per_weight": 8 * nbytes / (rows * depth) if rows * depth else 0.0,
+            "relative_error": math.sqrt(self._error / self._norm) if self._norm else 0.0,
+        }
 
 
-def relative_error(dense: Array, weight: PackedWeight) -> float:
-    """Root of the summed squared error over that of the summed squares, in float64."""
+def squared_error(dense: Array, weight: PackedWeight) -> tuple[float, float]:
+    """Sums of the squared errors and of the squares, in float64."""
     rows, depth = weight.shape
     error = norm = 0.0
     step = max(1, BLOCK // max(depth, 1))
@@ -200,7 +215,7 @@ def relative_error(dense: Array, weight: PackedWeight) -> float:
         norm += float((block * block).sum())
         block -= weight.take(indices)
         error += float((block * block).sum())
-    return math.sqrt(error / norm) if norm else 0.0
+    return error, norm
 
 
 def as_text(report: dict[str, Any]) -> str:

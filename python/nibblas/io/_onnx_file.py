@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nibblas._arrays import Array, bfloat16
-from nibblas.io.safetensors import release_pages
+from nibblas.io.safetensors import TensorSpec, release_pages, spec_of
 
 # Numbers of fields in onnx.proto.
 GRAPH_OF_MODEL = 7
@@ -139,13 +139,25 @@ class OnnxReader:
             found[proto.name] = Initializer(proto, name, shape, raw)
         return found
 
+    def stored(self, name: str) -> tuple[TensorSpec, Array]:
+        """An initializer's entry in a safetensors file, and its bytes as they lie in the file."""
+        array = self._unaligned(name)
+        spec = spec_of(array)
+        if self.initializers[name].type == "BFLOAT16":
+            spec = spec._replace(dtype="BF16")
+        return spec, np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+    def _unaligned(self, name: str) -> Array:
+        """An initializer, of bfloat16 the bits, at whatever address the file has it."""
+        try:
+            return self._array(self.initializers[name])
+        except (OverflowError, TypeError, ValueError) as error:
+            raise self.error(f"tensor {name!r}: {error}") from None
+
     def array(self, name: str) -> Array:
         """An initializer as a read-only array, a view of the file where that can be."""
         tensor = self.initializers[name]
-        try:
-            array = self._array(tensor)
-        except (OverflowError, TypeError, ValueError) as error:
-            raise self.error(f"tensor {name!r}: {error}") from None
+        array = self._unaligned(name)
         array = array if array.flags.aligned else array.copy()
         if tensor.type == "BFLOAT16":
             array = array.view(bfloat16())

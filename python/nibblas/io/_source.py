@@ -76,12 +76,23 @@ class Source(Mapping[str, Value]):
         """
         raise TypeError(f"tensor {name!r} has no rows that can be read one by one")
 
+    def experts(self, name: str) -> Iterator[PackedWeight]:
+        """The matrices of a weight with more than two dimensions, each made when it is due."""
+        value = self[name]
+        if not isinstance(value, list):
+            raise TypeError(f"tensor {name!r} is no list of matrices")
+        return iter(value)
+
     def stored(self, name: str) -> tuple[TensorSpec, Array]:
         """A tensor that is an array as safetensors stores it: its type and shape, and its bytes."""
         array = self[name]
         if not isinstance(array, np.ndarray):
             raise TypeError(f"tensor {name!r} is a packed weight, no array")
         return spec_of(array), array
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether an array is (K, N), so that as a weight it must be turned to (N, K)."""
+        return False
 
     def release(self) -> None:
         """Give up the memory of what was read of mapped files so far, if the system can."""

@@ -24,6 +24,7 @@ from nibblas.io._gguf_blocks import (
 )
 from nibblas.io._gguf_file import GgufReader
 from nibblas.io._source import Entry, Source, Value
+from nibblas.io.safetensors import TensorSpec
 from nibblas.weights import PackedWeight
 
 __all__ = ["GgufFile", "dequantize", "from_blocks", "load", "quantize"]
@@ -94,6 +95,23 @@ class GgufFile(Source):
         except ValueError as error:
             raise self._reader.error(f"tensor {name!r}: {error}") from None
 
+    def experts(self, name: str) -> Iterator[PackedWeight]:
+        """Return the matrices of a tensor of blocks with more than two dimensions, one by one."""
+        tensor = self._reader.tensors[name]
+        if tensor.type not in BLOCK_SHAPES or len(tensor.shape) < 3:
+            raise TypeError(f"tensor {name!r} is no list of matrices")
+        try:
+            yield from _experts(self.raw(name), tensor.type, tensor.shape)
+        except ValueError as error:
+            raise self._reader.error(f"tensor {name!r}: {error}") from None
+
+    def stored(self, name: str) -> tuple[TensorSpec, Array]:
+        """Return an array's entry in a safetensors file, and its bytes."""
+        tensor = self._reader.tensors[name]
+        if tensor.type == "BF16" or tensor.type in _NUMPY_TYPES:  # called the same there
+            return TensorSpec(tensor.type, tensor.shape), self.raw(name)
+        return super().stored(name)
+
     def release(self) -> None:
         """Give up the memory of what was read of the mapped file so far."""
         self._reader.release()
@@ -123,8 +141,13 @@ def _make(raw: Array, kind: str, shape: tuple[int, ...]) -> Value:
         return dequantize(blocks, kind)
     if len(shape) == 2:
         return from_blocks(blocks, kind)
-    experts = blocks.reshape(math.prod(shape[:-2]), *blocks.shape[-2:])
-    return [from_blocks(part, kind) for part in experts]
+    return list(_experts(raw, kind, shape))
+
+
+def _experts(raw: Array, kind: str, shape: tuple[int, ...]) -> Iterator[PackedWeight]:
+    blocks = _in_rows(raw, kind, shape)
+    for part in blocks.reshape(math.prod(shape[:-2]), *blocks.shape[-2:]):
+        yield from_blocks(part, kind)
 
 
 def load(path: str | os.PathLike[str]) -> GgufFile:

@@ -13,6 +13,7 @@ from nibblas._arrays import FLOAT_TYPES, Array, as_array
 from nibblas.io._fields import byte_array, size_argument, unpack_fields
 from nibblas.io._onnx_file import OnnxReader
 from nibblas.io._source import Entry, Source, with_zero_points
+from nibblas.io.safetensors import TensorSpec
 from nibblas.packing import pack
 from nibblas.schemes import MIN_GROUP
 from nibblas.weights import PackedWeight
@@ -195,6 +196,11 @@ class OnnxFile(Source):
         hidden = {name for use in self._uses.values() for name in use[2:]}
         self._names = dict.fromkeys(n for n in self._reader.initializers if n not in hidden)
         self._one_zero: dict[str, bool] = {}
+        self._transposed = {
+            node.input[1]
+            for node in _nodes(self._reader.model.graph)
+            if node.domain in ("", "ai.onnx") and len(node.input) > 1 and _takes_transposed(node)
+        }
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -236,6 +242,16 @@ class OnnxFile(Source):
         if self._uses[name].zero_points and not self._one_zero[name]:
             return with_zero_points(weight)
         return weight
+
+    def stored(self, name: str) -> tuple[TensorSpec, Array]:
+        """An array's entry in a safetensors file, and its bytes."""
+        if self._known(name) in self._uses:
+            raise TypeError(f"tensor {name!r} is a packed weight, no array")
+        return self._reader.stored(name)
+
+    def is_transposed(self, name: str) -> bool:
+        """Whether an array is (K, N): what MatMul multiplies by, and Gemm without transB."""
+        return name in self._transposed
 
     def release(self) -> None:
         """Give up the memory of what was read of mapped files so far."""
@@ -287,6 +303,12 @@ class OnnxFile(Source):
             except ValueError as error:
                 raise self._reader.error(f"tensor {inputs[0]!r}: {error}") from None
         return uses
+
+
+def _takes_transposed(node: Any) -> bool:
+    if node.op_type == "Gemm":
+        return not any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return bool(node.op_type == "MatMul")
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
