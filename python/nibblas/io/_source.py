@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from nibblas._arrays import Array
-from nibblas._planes import to_panels
+from nibblas._planes import join_nibbles, to_panels
 from nibblas.io.safetensors import TensorSpec, spec_of
 from nibblas.schemes import PANEL, get_scheme, group_count
 from nibblas.weights import PackedWeight, make_weight
@@ -105,5 +105,6 @@ def with_zero_points(weight: PackedWeight) -> PackedWeight:
         return weight
     cols, depth = weight.shape
     values = np.full((cols, group_count(depth, weight.group_size)), weight._zero, np.uint8)
-    planes = {**weight.planes, "zero_points": to_panels(values, weight.planes["scales"].shape[1])}
+    plane = to_panels(values, weight.planes["scales"].shape[1])
+    planes = {**weight.planes, "zero_points": join_nibbles(plane) if scheme.nibble_zeros else plane}
     return make_weight(scheme, weight.shape, weight.group_size, planes, scheme.zero)
