@@ -3,14 +3,9 @@
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 
 import nibblas
-
-from .cases import assert_same_bits
-
-FLOATS = (np.float16, np.float32, ml_dtypes.bfloat16)
 
 UNIT = 2.0**-24
 """Half a unit in the last place of 1 in float32: the relative error of one rounding."""
@@ -63,37 +58,34 @@ def check_size(w: nibblas.PackedWeight, *arrays: np.ndarray) -> None:
     assert w.nbytes <= 1.04 * sum(array.nbytes for array in arrays)
 
 
-def bit_stream(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Rows of codes as rows of int32 words: a stream of bits, the lowest of each code first."""
-    rows, count = codes.shape
-    width = -(-count * bits // 32)
-    stream = np.zeros((rows, width * 32), np.uint8)
-    for i in range(count * bits):
-        stream[:, i] = codes[:, i // bits] >> (i % bits) & 1
-    packed = np.packbits(stream, axis=1, bitorder="little")
-    return packed.view("<u4").view(np.int32).reshape(rows, width)
+def join_bits(rng: np.random.Generator, codes: np.ndarray, bits: int, per_word: int = 0):
+    """Rows of codes as int32 words, lowest bits first; what no code fills is random.
+
+    Each row is one long integer, from word to word; or with per_word so many codes in each word.
+    """
+    rows = []
+    for row in codes.tolist():
+        runs = [row[i : i + per_word] for i in range(0, len(row), per_word)] if per_word else [row]
+        words = []
+        for run in runs:
+            size = -(-len(run) * bits // 32) * 32
+            number = int(rng.integers(0, 2**63)) << len(run) * bits
+            for i, code in enumerate(run):
+                number |= code << bits * i
+            number &= (1 << size) - 1
+            words += [number >> i & 0xFFFFFFFF for i in range(0, size, 32)]
+        rows.append(words)
+    width = len(rows[0]) if rows else 0
+    return np.array(rows, np.uint32).reshape(len(rows), width).view(np.int32)
 
 
-def word_by_word(codes: np.ndarray, bits: int) -> np.ndarray:
-    """The same with 32 // bits codes to a word and the other bits unused."""
-    rows, count = codes.shape
-    in_word = 32 // bits
-    words = np.zeros((rows, -(-count // in_word)), np.uint64)
-    for k in range(count):
-        shift = np.uint64(k % in_word * bits)
-        words[:, k // in_word] |= codes[:, k].astype(np.uint64) << shift
-    return words.astype(np.uint32).view(np.int32)
+def random_scales(rng: np.random.Generator, shape: tuple[int, int], dtype: object) -> np.ndarray:
+    """Of both signs, some of them 0."""
+    scales = rng.uniform(-0.1, 0.1, shape)
+    scales[rng.random(shape) < 0.05] = 0
+    return scales.astype(np.float32).astype(dtype)
 
 
-def exact(codes: np.ndarray, zeros: np.ndarray, scales: np.ndarray, groups: np.ndarray):
-    """(code - zero) * scale in float64, for the group of each input."""
-    return (codes.astype(np.float64) - zeros[:, groups]) * scales.astype(np.float64)[:, groups]
-
-
-def random_scales(rng: np.random.Generator, shape: tuple[int, int]) -> np.ndarray:
-    """Of both signs, in one of the types."""
-    return rng.standard_normal(shape).astype(FLOATS[rng.integers(len(FLOATS))])
-
-
-def check_values(w: nibblas.PackedWeight, values: np.ndarray) -> None:
-    assert_same_bits(w.dequantize() + np.float32(0), values.astype(np.float32) + np.float32(0))
+def value_of(codes: np.ndarray, zeros: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """(code - zero) * scale in float32: of integers below 2^24 the difference is exact."""
+    return (codes.astype(np.float32) - zeros.astype(np.float32)) * scales.astype(np.float32)

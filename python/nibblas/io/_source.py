@@ -120,10 +120,7 @@ def with_zero_points(weight: PackedWeight) -> PackedWeight:
     cols, depth = weight.shape
     values = np.full((cols, group_count(depth, weight.group_size)), weight._zero, np.uint8)
     plane = to_panels(values, weight.planes["scales"].shape[1])
-    planes = {
-        **weight.planes,
-        "zero_points": join_nibbles(plane) if scheme.nibble_zeros else plane,
-    }
+    planes = {**weight.planes, "zero_points": join_nibbles(plane) if scheme.nibble_zeros else plane}
     return make_weight(scheme, weight.shape, weight.group_size, planes, scheme.zero)
 
 

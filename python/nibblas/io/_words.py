@@ -46,9 +46,9 @@ def words_array(value: Any, name: str) -> Array:
 
 
 def float_array(value: Any, name: str) -> Array:
-    """A matrix of one of the three float types."""
+    """An array of one of the three float types."""
     array = as_array(value, name)
-    if array.dtype.name not in FLOAT_TYPES:
+    if array.dtype.name not in FLOAT_TYPES or not array.dtype.isnative:
         raise TypeError(f"{name} must be {' or '.join(FLOAT_TYPES)}, got {array.dtype}")
     return array
 
@@ -113,7 +113,13 @@ def group_size_of(
                 f"groups of inputs must be from 0 to {groups - 1}, "
                 f"got {index.min()} to {index.max()}"
             )
-        return int(np.bincount(index.astype(np.int64), minlength=1).max())
+        size = int(np.bincount(index.astype(np.int64), minlength=1).max())
+        if -(-depth // max(size, 1)) != groups:
+            raise ValueError(
+                f"{groups} groups of {depth} inputs must be of one size (the last one may have "
+                f"fewer), but one has {size}"
+            )
+        return size
     if groups < 1 or depth % groups:
         raise ValueError(
             f"{groups} groups do not divide {depth} inputs evenly: give group_size, "

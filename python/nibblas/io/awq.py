@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AWQ in its GEMM layout: 4-bit integers in 32-bit words along the output features."""
+"""AWQ: 4-bit codes with a scale and a zero point for each group, in the layout called GEMM."""
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nibblas._arrays import Array
 from nibblas.io._words import (
-    WORD,
     check_bits,
     check_shape,
     float_array,
     group_size_of,
     matrix,
-    unpack_words,
     words_array,
 )
 from nibblas.packing import pack
@@ -22,7 +22,7 @@ from nibblas.weights import PackedWeight
 __all__ = ["from_arrays"]
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""The output, of eight, that each nibble of a word belongs to, the lowest nibble first."""
+"""The column, of the eight in a word, whose code is in nibble i, the lowest one being nibble 0."""
 
 
 def from_arrays(
@@ -34,67 +34,101 @@ def from_arrays(
     group_size: int | None = None,
     num_threads: int | None = None,
 ) -> PackedWeight:
-    """Pack a weight of an AWQ checkpoint; no value changes.
+    """Pack an AWQ weight of the GEMM layout; no value changes.
 
-    A value is ``(code - zero) * scale``.
+    A value is ``(code - zero_point) * scale``. A word has the codes of eight outputs, those of the
+    columns 0, 2, 4, 6, 1, 3, 5, 7 from the lowest nibble up.
 
     Parameters
     ----------
     qweight : int32 ndarray
-        (K, N / 8): eight outputs a word, in the order of `ORDER`.
+        (K, N / 8).
     qzeros : int32 ndarray
-        (G, N / 8), in the same order.
+        (G, N / 8).
     scales : ndarray
-        (G, N) float16, bfloat16 or float32.
+        (G, N) float16, float32 or bfloat16, stored as they are.
     bits : int
-        4: the layout has no other width.
+        4: the layout has no other.
     group_size : int, optional
-        Only needed where G does not divide K evenly.
+        Inputs of a group. Needed only where K is no multiple of G.
     num_threads : int, optional
         Threads for this call.
 
     Returns
     -------
     PackedWeight
-        (N, K) of scheme "uint4".
+        (N, K), of scheme "uint4".
 
     Raises
     ------
     TypeError
         An argument is of a wrong type.
     ValueError
-        Shapes do not fit together.
+        bits is not 4, or the shapes do not fit together.
 
     Examples
     --------
     >>> w = nibblas.io.awq.from_arrays(
-    ...     np.full((32, 2), 0x12345678, np.int32),
-    ...     np.zeros((1, 2), np.int32),
-    ...     np.ones((1, 16), np.float16),
+    ...     np.full((16, 1), 0x7654_3210, np.int32),
+    ...     np.full((1, 1), 0x1111_1111, np.int32),
+    ...     np.full((1, 8), 0.5, np.float16),
     ... )
-    >>> w.dequantize()[:8, 0]
-    array([8., 4., 7., 3., 6., 2., 5., 1.], dtype=float32)
+    >>> w.dequantize()[:, 0]
+    array([-0.5,  1.5,  0. ,  2. ,  0.5,  2.5,  1. ,  3. ], dtype=float32)
     """
+    parts = read(qweight, qzeros, scales, bits=bits, group_size=group_size)
+    return parts.pack(num_threads=num_threads)
+
+
+class Parts(NamedTuple):
+    """The arrays of a weight, checked, with a row for each output or eight of them."""
+
+    group_size: int | None
+    words: Array
+    """uint32 (N / 8, K)."""
+    scales: Array
+    """(N, G)."""
+    zero_points: Array
+    """uint8 (N, G)."""
+
+    def rows(self, start: int, stop: int) -> Parts:
+        """The outputs from `start` to `stop`, both multiples of 8."""
+        return self._replace(
+            words=self.words[start // 8 : stop // 8],
+            scales=self.scales[start:stop],
+            zero_points=self.zero_points[start:stop],
+        )
+
+    def pack(self, *, num_threads: int | None = None) -> PackedWeight:
+        """As a packed weight."""
+        return pack(
+            _unpack(self.words),
+            self.scales,
+            self.zero_points,
+            scheme="uint4",
+            group_size=self.group_size,
+            num_threads=num_threads,
+        )
+
+
+def read(qweight: Any, qzeros: Any, scales: Any, *, bits: Any = 4, group_size: Any = None) -> Parts:
+    """The arguments of `from_arrays`, checked; the codes still packed."""
     check_bits(bits, (4,))
     words = words_array(qweight, "qweight")
-    depth, cols = words.shape[0], words.shape[1] * WORD // 4
+    depth, eighths = words.shape
     scale = matrix(float_array(scales, "scales"), "scales")
     groups = scale.shape[0]
-    check_shape(scale, "scales", (groups, cols))
+    check_shape(scale, "scales", (groups, 8 * eighths))
     zero_words = words_array(qzeros, "qzeros")
-    check_shape(zero_words, "qzeros", (groups, words.shape[1]))
-    return pack(
-        _outputs(words).T,
-        scale.T,
-        _outputs(zero_words).T,
-        scheme="uint4",
-        group_size=group_size_of(depth, groups, None, group_size),
-        num_threads=num_threads,
-    )
+    check_shape(zero_words, "qzeros", (groups, eighths))
+    size = group_size_of(depth, groups, None, group_size)
+    return Parts(size, words.T, scale.T, _unpack(zero_words.T))
 
 
-def _outputs(words: Array) -> Array:
-    """Codes of (rows, N / 8) words as (rows, N), outputs in their order."""
-    rows, width = words.shape
-    fields = unpack_words(words, 4, 8 * width).reshape(rows, width, 8)
-    return fields[:, :, np.argsort(ORDER)].reshape(rows, 8 * width)
+def _unpack(words: Array) -> Array:
+    """uint32 (N / 8, any) as uint8 (N, any)."""
+    rows, size = words.shape
+    codes = np.empty((rows, 8, size), np.uint8)
+    for i, column in enumerate(ORDER):
+        codes[:, column] = (words >> np.uint32(4 * i)) & np.uint32(15)
+    return codes.reshape(8 * rows, size)

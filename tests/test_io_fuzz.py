@@ -15,11 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nibblas
-from nibblas.io import bitsandbytes, mxfp4, nvfp4
+from nibblas.io import awq, bitsandbytes, compressed_tensors, gptq, hqq, mxfp4, nvfp4
 from nibblas.io import onnx as onnx_importer
 
 from .onnx_cases import model_of, random_weight
 from .test_io_bitsandbytes import STATE, random_state
+from .test_io_compressed_tensors import random_weight as random_compressed
+from .test_io_gptq import awq_weight, gptq_weight
+from .test_io_hqq import random_weight as random_hqq
 
 DTYPES = ("u1", "i1", "u2", "i4", "i8", "f2", "f4", ">f4", "f8", "?", "O", "S3")
 SEEDS = st.integers(0, 2**32)
@@ -86,8 +89,37 @@ def bitsandbytes_arguments(rng: np.random.Generator) -> tuple[list[Any], dict[st
     return [tensors, ""], {}
 
 
+def gptq_arguments(rng: np.random.Generator) -> tuple[list[Any], dict[str, Any]]:
+    bits = int(rng.choice(gptq.BITS))
+    order = str(rng.choice(["none", "shuffled"]))
+    weight = gptq_weight(rng, (16, 64), 32, bits, "gptq_v2", order=order)
+    return [], {**weight.arguments, "wrap_zeros": False}
+
+
+def awq_arguments(rng: np.random.Generator) -> tuple[list[Any], dict[str, Any]]:
+    return [], {**awq_weight(rng, (16, 64), 32).arguments, "bits": 4}
+
+
+def hqq_arguments(rng: np.random.Generator) -> tuple[list[Any], dict[str, Any]]:
+    bits, axis = int(rng.choice(hqq.BITS)), int(rng.integers(2))
+    return [], random_hqq(rng, (16, 64), 32 if axis else 512, bits, axis).arguments
+
+
+def compressed_arguments(rng: np.random.Generator) -> tuple[list[Any], dict[str, Any]]:
+    bits = int(rng.choice(compressed_tensors.BITS))
+    zeros = str(rng.choice(["none", "packed", "int8"]))
+    layout = str(rng.choice(compressed_tensors.LAYOUTS))
+    ordered = bool(rng.integers(2))
+    weight = random_compressed(rng, (17, 60), 32, bits, zeros, layout, ordered=ordered)
+    return [], weight.arguments
+
+
 IMPORTERS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "awq": (awq.from_arrays, awq_arguments),
     "bitsandbytes": (bitsandbytes.from_state_dict, bitsandbytes_arguments),
+    "compressed_tensors": (compressed_tensors.from_arrays, compressed_arguments),
+    "gptq": (gptq.from_arrays, gptq_arguments),
+    "hqq": (hqq.from_arrays, hqq_arguments),
     "mxfp4": (mxfp4.from_arrays, mxfp4_arguments),
     "nvfp4": (nvfp4.from_arrays, nvfp4_arguments),
     "onnx": (onnx_importer.from_matmul_nbits, onnx_arguments),
