@@ -101,8 +101,9 @@ def dequantize(data: Array, qtype: object, *, num_threads: int | None = None) ->
     Returns
     -------
     ndarray
-        (..., K) float32, bit for bit what the package gives; every NaN is the quiet one. (So is
-        MXFP4's scale of byte 255, which the standard has as NaN and ggml as 2**128.)
+        (..., K) float32, bit for bit what the package gives; every NaN is the quiet one. (MXFP4's
+        scale of byte 255 is a power of two here, as in ggml; the standard, and so a PackedWeight,
+        has NaN.)
 
     Raises
     ------

@@ -10,8 +10,8 @@ from typing import Any
 
 from nibblas._arrays import Array
 from nibblas.io import awq, bitsandbytes, compressed_tensors, gptq, hqq, mxfp4, nvfp4
+from nibblas.io._quantization_config import QuantizationConfig
 from nibblas.io._source import Value, slice_rows, with_zero_points
-from nibblas.io._words import unpack_words, words_array
 from nibblas.io.safetensors import SafetensorsFile
 from nibblas.weights import PackedWeight
 
@@ -86,8 +86,17 @@ class Module(ABC):
         return self.array(part) if part in self.parts else None
 
 
+def _pack_rows(parts: Any, start: int, stop: int) -> PackedWeight:
+    """Rows of a weight that an importer has read. Zero points are a plane in each or in none."""
+    zeros = parts.zero_points
+    weight: PackedWeight = parts.rows(start, stop).pack()
+    if zeros is None or not zeros.size or (zeros == zeros.flat[0]).all():
+        return weight
+    return with_zero_points(weight)
+
+
 class _Gptq(Module):
-    def __init__(self, files: Files, parts: dict[str, str], config: _Config) -> None:
+    def __init__(self, files: Files, parts: dict[str, str], config: QuantizationConfig) -> None:
         super().__init__(files, parts)
         self._bits = config.size("bits")
         self._format = config.text("checkpoint_format", "gptq")
@@ -99,25 +108,17 @@ class _Gptq(Module):
         height, cols = self.shape_of("qweight", 2)
         return cols, height * 32 // max(self._bits, 1)
 
-    @functools.cached_property
-    def _one_zero(self) -> bool:
-        words = words_array(self.array("qzeros"), "qzeros")
-        zeros = unpack_words(words, self._bits, self.shape[0])
-        return bool(zeros.size and (zeros == zeros.flat[0]).all())
-
     def read(self, start: int, stop: int) -> PackedWeight:
-        columns = slice(start, stop)
-        words = slice(start * self._bits // 32, -(-stop * self._bits // 32))
-        w = gptq.from_arrays(
-            self.array("qweight")[:, columns],
-            self.array("qzeros")[:, words],
-            self.array("scales")[:, columns],
+        parts = gptq.read(
+            self.array("qweight"),
+            self.array("qzeros"),
+            self.array("scales"),
             self.optional("g_idx"),
             bits=self._bits,
-            checkpoint_format=self._format,  # type: ignore[arg-type]  # checked there
+            checkpoint_format=self._format,
             group_size=self._group_size_for(self.shape[1]),
         )
-        return w if self._one_zero else with_zero_points(w)
+        return _pack_rows(parts, start, stop)
 
     def _group_size_for(self, depth: int) -> int | None:
         size = self._group_size
@@ -127,7 +128,7 @@ class _Gptq(Module):
 class _Awq(Module):
     type = "awq-4bit"
 
-    def __init__(self, files: Files, parts: dict[str, str], config: _Config) -> None:
+    def __init__(self, files: Files, parts: dict[str, str], config: QuantizationConfig) -> None:
         super().__init__(files, parts)
         self._bits = config.size("bits", config.size("w_bit", 4))
         version = config.text("version", "gemm").lower()
@@ -140,18 +141,12 @@ class _Awq(Module):
         return 8 * words, depth
 
     def read(self, start: int, stop: int) -> PackedWeight:
-        words = slice(start // 8, stop // 8)
-        w = awq.from_arrays(
-            self.array("qweight")[:, words],
-            self.array("qzeros")[:, words],
-            self.array("scales")[:, start:stop],
-            bits=self._bits,
-        )
-        return with_zero_points(w)
+        arrays = (self.array(name) for name in ("qweight", "qzeros", "scales"))
+        return _pack_rows(awq.read(*arrays, bits=self._bits), start, stop)
 
 
 class _Bitsandbytes(Module):
-    def __init__(self, files: Files, parts: dict[str, str], config: _Config) -> None:
+    def __init__(self, files: Files, parts: dict[str, str], config: QuantizationConfig) -> None:
         super().__init__(files, parts)
         kind = next(name for part, name in parts.items() if part.startswith("quant_state"))
         self.type = f"bitsandbytes-{kind.rpartition('__')[2]}"
@@ -171,7 +166,7 @@ class _Bitsandbytes(Module):
 
 
 class _PackQuantized(Module):
-    def __init__(self, files: Files, parts: dict[str, str], config: _Config) -> None:
+    def __init__(self, files: Files, parts: dict[str, str], config: QuantizationConfig) -> None:
         super().__init__(files, parts)
         self._bits = config.weights_bits(parts["weight_packed"])
         self.type = f"pack-quantized-{self._bits}bit"
@@ -190,23 +185,20 @@ class _PackQuantized(Module):
         return shape
 
     def read(self, start: int, stop: int) -> PackedWeight:
-        zeros = self.optional("weight_zero_point")
-        if zeros is not None:
-            zeros = zeros[start * self._bits // 32 : -(-stop * self._bits // 32)]
-        w = compressed_tensors.from_arrays(
-            self.array("weight_packed")[start:stop],
-            self.array("weight_scale")[start:stop],
-            zeros,
+        parts = compressed_tensors.read(
+            self.array("weight_packed"),
+            self.array("weight_scale"),
+            self.optional("weight_zero_point"),
             self.optional("weight_g_idx"),
-            weight_shape=(stop - start, self.shape[1]),
+            weight_shape=self.shape,
             bits=self._bits,
         )
-        return w if zeros is None else with_zero_points(w)
+        return _pack_rows(parts, start, stop)
 
 
 class _Nvfp4(Module):
     def __init__(
-        self, files: Files, parts: dict[str, str], config: _Config, *, convention: str
+        self, files: Files, parts: dict[str, str], config: QuantizationConfig, *, convention: str
     ) -> None:
         super().__init__(files, parts)
         self._convention = convention
@@ -229,7 +221,7 @@ class _Nvfp4(Module):
 class _Mxfp4(Module):
     type = "mxfp4"
 
-    def __init__(self, files: Files, parts: dict[str, str], config: _Config) -> None:
+    def __init__(self, files: Files, parts: dict[str, str], config: QuantizationConfig) -> None:
         super().__init__(files, parts)
 
     @property
@@ -249,7 +241,7 @@ class _Mxfp4(Module):
 
 
 class _Hqq(Module):
-    def __init__(self, files: Files, parts: dict[str, str], config: _Config) -> None:
+    def __init__(self, files: Files, parts: dict[str, str], config: QuantizationConfig) -> None:
         super().__init__(files, parts)
         self._bits = self._number("nbits", config.hqq("nbits"))
         self._group_size = self._number("group_size", config.hqq("group_size"))
@@ -288,57 +280,12 @@ class _Hqq(Module):
         )
 
 
-class _Config:
-    """A quantization_config, with checks of what is read of it."""
-
-    def __init__(self, fields: dict[str, Any]) -> None:
-        self.fields = fields
-
-    def text(self, key: str, default: str | None = None) -> str:
-        value = self.fields.get(key, default)
-        if not isinstance(value, str):
-            raise ValueError(f"{key}: expected a string, got {value!r:.80}")
-        return value
-
-    def size(self, key: str, default: int | None = None) -> int:
-        value = self.fields.get(key, default)
-        if type(value) is not int or not 1 <= value < 1 << 31:
-            raise ValueError(f"{key}: expected a size, got {value!r:.80}")
-        return value
-
-    def group_size(self, key: str) -> int | None:
-        """None where it is not said, or is -1: per channel."""
-        value = self.fields.get(key)
-        return None if value in (None, -1) else self.size(key)
-
-    def weights_bits(self, name: str) -> int:
-        """Of compressed-tensors: the bits of the groups' weights, which must agree."""
-        found = set()
-        groups = self.fields.get("config_groups")
-        for group in groups.values() if isinstance(groups, dict) else ():
-            weights = group.get("weights") if isinstance(group, dict) else None
-            if isinstance(weights, dict) and "num_bits" in weights:
-                found.add(_Config(weights).size("num_bits"))
-        if len(found) != 1:
-            raise ValueError(
-                f"config_groups: expected one number of bits for {name!r}, got {sorted(found)}"
-            )
-        return found.pop()
-
-    def hqq(self, key: str) -> Any:
-        """A field of the weights' parameters of HQQ, or None."""
-        fields: Any = self.fields
-        for inner in ("quant_config", "weight_quant_params"):
-            fields = fields.get(inner, fields) if isinstance(fields, dict) else {}
-        return fields.get(key) if isinstance(fields, dict) else None
-
-
-Make = Callable[[Files, dict[str, str], _Config], Module]
+Make = Callable[[Files, dict[str, str], QuantizationConfig], Module]
 
 
 def _modules(
     files: Files,
-    config: _Config,
+    config: QuantizationConfig,
     make: Make,
     mark: str,
     weight: str,
@@ -369,7 +316,7 @@ def find_modules(files: Files, fields: Any) -> dict[str, Module]:
     """The quantized modules of a checkpoint with this quantization_config, by weight."""
     if not isinstance(fields, dict):
         raise ValueError(f"expected an object, got {type(fields).__name__}")
-    config = _Config(fields)
+    config = QuantizationConfig(fields)
     method = config.text("quant_method")
     if method == "gptq":
         parts = {name: f".{name}" for name in ("qweight", "qzeros", "scales")}
@@ -394,7 +341,7 @@ def find_modules(files: Files, fields: Any) -> dict[str, Module]:
     )
 
 
-def _bitsandbytes(files: Files, config: _Config) -> dict[str, Module]:
+def _bitsandbytes(files: Files, config: QuantizationConfig) -> dict[str, Module]:
     if config.fields.get("load_in_8bit") is True:
         raise ValueError("load_in_8bit: only 4-bit weights of bitsandbytes can be read")
     found: dict[str, Module] = {}
@@ -411,7 +358,7 @@ def _bitsandbytes(files: Files, config: _Config) -> dict[str, Module]:
     return found
 
 
-def _by_format(files: Files, config: _Config, method: str) -> dict[str, Module]:
+def _by_format(files: Files, config: QuantizationConfig, method: str) -> dict[str, Module]:
     if method == "modelopt":
         algorithm = config.text("quant_algo")
         if algorithm != "NVFP4":
