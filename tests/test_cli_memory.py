@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gguf as package
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -16,6 +15,8 @@ from safetensors.numpy import save_file
 from nibblas.io import gguf
 
 from .onnx_cases import model_of
+
+package = pytest.importorskip("gguf")
 
 PEAK = """
 import sys
