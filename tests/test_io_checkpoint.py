@@ -1,331 +1,324 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints of Hugging Face: each method, in one file and in several, and what is refused."""
+"""Checkpoints of Hugging Face: small ones of each kind, whole, in pieces and damaged."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from hypothesis import given
+from hypothesis import strategies as st
 
 import nibblas
-from nibblas.io import (
-    awq,
-    bitsandbytes,
-    compressed_tensors,
-    gptq,
-    hqq,
-    load_checkpoint,
-    mxfp4,
-    nvfp4,
-)
-from nibblas.schemes import NF4
+from nibblas.io import load_checkpoint
+from nibblas.io.safetensors import spec_of
 
-from .cases import same_planes
-
-COLS, DEPTH = 80, 256
-MODULE = "model.layers.0.mlp.up_proj"
-NORM = np.linspace(0, 1, 7, dtype=np.float32)
+from . import checkpoint_cases as cases
+from .cases import assert_same_bits, same_planes
+from .checkpoint_cases import KINDS, OTHERS, write_file, write_folder, write_index
 
 
-def words(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.integers(-(2**31), 2**31, shape, np.int32)
+def joined(pieces: list[nibblas.PackedWeight], plane: str) -> np.ndarray:
+    parts = [piece.planes[plane] for piece in pieces]
+    return parts[0] if parts[0].ndim == 1 else np.concatenate(parts)
 
 
-def halves(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return rng.standard_normal(shape).astype(np.float16)
+# --- every kind
 
 
-def gptq_case(rng, config):
-    arrays = {
-        "qweight": words(rng, DEPTH // 8, COLS),
-        "qzeros": words(rng, 2, COLS // 8),
-        "scales": halves(rng, 2, COLS),
-        "g_idx": rng.permutation(np.arange(DEPTH) // 128).astype(np.int32),
-    }
-    w = gptq.from_arrays(
-        **arrays, bits=4, checkpoint_format=config.get("checkpoint_format", "gptq")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shards", [0, 3])
+def test_whole(rng, tmp_path, kind, shards):
+    """The parts of a weight may be in different files."""
+    checkpoint = KINDS[kind](rng)
+    tensors = {**checkpoint.tensors, **OTHERS}
+    found = load_checkpoint(write_folder(tmp_path / "m", tensors, checkpoint.config, shards))
+    biases = {name for name in tensors if name.endswith("_bias")}
+    assert set(found) == {*checkpoint.values, *OTHERS, *biases}
+    assert len(found) == len(list(found))
+    for name, values in checkpoint.values.items():
+        w, entry = found[name], found.describe(name)
+        assert (entry.kind, entry.type) == ("weight", checkpoint.types[name])
+        assert entry.shape == np.shape(values)
+        dense = [one.dequantize() for one in w] if isinstance(w, list) else w.dequantize()
+        assert np.array_equal(dense, values)
+        if isinstance(w, list):
+            assert all(map(same_planes, found.experts(name), w))
+    assert sum(found.describe(name).nbytes for name in found) == sum(
+        array.nbytes for array in tensors.values()
     )
-    return {f".{name}": array for name, array in arrays.items()}, w
+    for name, array in OTHERS.items():
+        assert_same_bits(found[name], array)
+        assert found.describe(name)[:3] == ("array", spec_of(array).dtype, array.shape)
+        spec, raw = found.stored(name)
+        assert (spec, raw.tobytes()) == (spec_of(array), array.tobytes())
+    if checkpoint.config is not None:
+        assert found.metadata["quantization_config"] == checkpoint.config
+        assert found.metadata["eps"] == 1e-6
 
 
-def symmetric_case(rng, config):
-    arrays = {
-        "qweight": words(rng, DEPTH // 8, COLS),
-        "qzeros": np.full((2, COLS // 8), 0x77777777, np.int32),
-        "scales": halves(rng, 2, COLS),
-    }
-    w = gptq.from_arrays(**arrays, bits=4, checkpoint_format="gptq")
-    assert "zero_points" not in w.planes
-    return {f".{name}": array for name, array in arrays.items()}, w
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("step", [16, 32])
+def test_pieces(rng, tmp_path, kind, step):
+    """Planes of the pieces, one after the other, are those of the whole."""
+    checkpoint = KINDS[kind](rng)
+    found = load_checkpoint(write_folder(tmp_path / "m", checkpoint.tensors, checkpoint.config))
+    for name in checkpoint.values:
+        whole = found[name]
+        if isinstance(whole, list):
+            with pytest.raises(TypeError, match="it has no rows"):
+                found.rows(name, 0, 16)
+            continue
+        rows = whole.shape[0]
+        pieces = []
+        for start in range(0, rows, step):
+            pieces.append(found.rows(name, start, min(start + step, rows)))
+            found.release()
+        for plane, array in whole.planes.items():
+            assert np.array_equal(joined(pieces, plane), array), (name, plane)
+        assert {piece._zero for piece in pieces} == {whole._zero}
+        assert {tuple(piece.planes) for piece in pieces} == {tuple(whole.planes)}
+        last = found.rows(name, 16, 21)
+        assert_same_bits(last.dequantize(), whole.dequantize()[16:21])
 
 
-def three_bits_case(rng, config):
-    arrays = {
-        "qweight": words(rng, DEPTH // 32 * 3, COLS),
-        "qzeros": words(rng, 2, -(-COLS * 3 // 32)),
-        "scales": halves(rng, 2, COLS),
-    }
-    w = gptq.from_arrays(**arrays, bits=3, checkpoint_format="gptq")
-    return {f".{name}": array for name, array in arrays.items()}, w
-
-
-def awq_case(rng, config):
-    arrays = {
-        "qweight": words(rng, DEPTH, COLS // 8),
-        "qzeros": words(rng, 2, COLS // 8),
-        "scales": halves(rng, 2, COLS),
-    }
-    return {f".{name}": array for name, array in arrays.items()}, awq.from_arrays(**arrays)
-
-
-def bitsandbytes_case(rng, config):
-    state = {"quant_type": "nf4", "blocksize": 64, "shape": [COLS, DEPTH], "dtype": "float16"}
-    arrays = {
-        ".weight": rng.integers(0, 256, (COLS * DEPTH // 2, 1), np.uint8),
-        ".weight.absmax": rng.random(COLS * DEPTH // 64, np.float32),
-        ".weight.quant_map": np.array(NF4, np.float32),
-        ".weight.quant_state.bitsandbytes__nf4": np.frombuffer(json.dumps(state).encode(), "u1"),
-    }
-    tensors = {f"m{name}": array for name, array in arrays.items()}
-    return arrays, bitsandbytes.from_state_dict(tensors, "m")
-
-
-def pack_quantized_case(rng, config):
-    arrays = {
-        "weight_packed": words(rng, COLS, DEPTH // 8),
-        "weight_scale": halves(rng, COLS, 2),
-        "weight_zero_point": words(rng, COLS // 8, 2),
-    }
-    w = compressed_tensors.from_arrays(**arrays, weight_shape=(COLS, DEPTH), bits=4)
-    arrays["weight_shape"] = np.array([COLS, DEPTH])
-    return {f".{name}": array for name, array in arrays.items()}, w
-
-
-def nvfp4_arrays(rng):
-    return (
-        rng.integers(0, 256, (COLS, DEPTH // 2), np.uint8),
-        rng.integers(0, 120, (COLS, DEPTH // 16), np.uint8),
-        np.array([0.25], np.float32),
-    )
-
-
-def nvfp4_case(rng, config):
-    arrays = nvfp4_arrays(rng)
-    names = (".weight_packed", ".weight_scale", ".weight_global_scale")
-    return dict(zip(names, arrays, strict=True)), nvfp4.from_arrays(*arrays, convention="divide")
-
-
-def modelopt_case(rng, config):
-    arrays = nvfp4_arrays(rng)
-    names = (".weight", ".weight_scale", ".weight_scale_2")
-    return dict(zip(names, arrays, strict=True)), nvfp4.from_arrays(*arrays, convention="multiply")
-
-
-def hqq_case(rng, config):
-    arrays = {
-        "W_q": rng.integers(0, 256, (COLS * 2, DEPTH // 4), np.uint8),
-        "scale": halves(rng, COLS * 4, 1),
-        "zero": halves(rng, COLS * 4, 1),
-    }
-    w = hqq.from_arrays(**arrays, bits=4, shape=(COLS, DEPTH), group_size=64)
-    arrays["shape"] = np.array([COLS, DEPTH])
-    return {f".{name}": array for name, array in arrays.items()}, w
-
-
-HQQ = {"quant_config": {"weight_quant_params": {"nbits": 4, "group_size": 64, "axis": 1}}}
-FOUR_BITS = {"config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}}}}
-CASES: dict[str, tuple[Any, dict[str, Any]]] = {
-    "gptq": (gptq_case, {"quant_method": "gptq", "bits": 4, "group_size": 128}),
-    "gptq_v2": (
-        gptq_case,
-        {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq_v2", "group_size": 128},
-    ),
-    "gptq symmetric": (symmetric_case, {"quant_method": "gptq", "bits": 4, "group_size": 128}),
-    "gptq 3 bits": (three_bits_case, {"quant_method": "gptq", "bits": 3, "group_size": 128}),
-    "awq": (awq_case, {"quant_method": "awq", "bits": 4, "version": "gemm"}),
-    "bitsandbytes": (bitsandbytes_case, {"quant_method": "bitsandbytes", "load_in_4bit": True}),
-    "pack-quantized": (
-        pack_quantized_case,
-        {"quant_method": "compressed-tensors", "format": "pack-quantized", **FOUR_BITS},
-    ),
-    "nvfp4": (
-        nvfp4_case,
-        {"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"},
-    ),
-    "modelopt": (modelopt_case, {"quant_method": "modelopt", "quant_algo": "NVFP4"}),
-    "hqq": (hqq_case, {"quant_method": "hqq", **HQQ}),
-}
-cases = pytest.mark.parametrize("case", CASES)
-
-
-def write_checkpoint(
-    folder: Path, tensors: dict[str, np.ndarray], config: Any, files: int = 1
-) -> Path:
-    folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"quantization_config": config}))
-    if files == 1:
-        save_file(tensors, folder / "model.safetensors")
-        return folder
-    where = {}
-    for i in range(files):
-        name = f"model-{i}.safetensors"
-        part = {key: tensors[key] for key in list(tensors)[i::files]}
-        save_file(part, folder / name)
-        where.update(dict.fromkeys(part, name))
-    index = {"metadata": {"total_size": 1}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    return folder
-
-
-def make(case: str, rng, folder: Path, files: int = 1) -> nibblas.PackedWeight:
-    function, config = CASES[case]
-    arrays, expected = function(rng, config)
-    tensors = {MODULE + name: array for name, array in arrays.items()}
-    write_checkpoint(folder, {**tensors, "model.norm.weight": NORM}, config, files)
-    return expected
-
-
-@cases
-@pytest.mark.parametrize("files", [1, 3])
-def test_weights_are_those_of_the_importer(case, files, rng, tmp_path):
-    expected = make(case, rng, tmp_path, files)
-    source = load_checkpoint(tmp_path)
-    name = f"{MODULE}.weight"
-    assert set(source) == {name, "model.norm.weight"}
-    assert len(source) == 2
-    w = source[name]
-    with np.errstate(invalid="ignore"):
-        assert np.array_equal(w.dequantize(), expected.dequantize(), equal_nan=True)
-    assert w.nbytes >= expected.nbytes
-    assert np.array_equal(source["model.norm.weight"], NORM)
-    entry = source.describe(name)
-    assert (entry.kind, entry.shape) == ("weight", (COLS, DEPTH))
-    assert source.describe("model.norm.weight").kind == "array"
-    assert source.metadata["quantization_config"] == CASES[case][1]
-    with pytest.raises(KeyError):
-        source[f"{MODULE}.qweight"]
-
-
-@cases
-def test_rows_make_up_the_weight(case, rng, tmp_path):
-    make(case, rng, tmp_path)
-    source = load_checkpoint(tmp_path)
-    name = f"{MODULE}.weight"
-    whole = source[name]
-    for step in (16, 32, 48):
-        pieces = [source.rows(name, i, min(i + step, COLS)) for i in range(0, COLS, step)]
-        for plane, values in whole.planes.items():
-            parts = [piece.planes[plane] for piece in pieces]
-            same = parts[0] if values.ndim == 1 else np.concatenate(parts)
-            assert same.tobytes() == values.tobytes(), (plane, step)
-        assert {(p.scheme, p.group_size, p._zero) for p in pieces} == {
-            (whole.scheme, whole.group_size, whole._zero)
-        }
-    with pytest.raises(ValueError, match="multiple of 16"):
-        source.rows(name, 8, 16)
-
-
-@cases
-def test_one_file_with_its_configuration_beside_it(case, rng, tmp_path):
-    make(case, rng, tmp_path)
-    source = load_checkpoint(tmp_path / "model.safetensors")
-    assert same_planes(source[f"{MODULE}.weight"], load_checkpoint(tmp_path)[f"{MODULE}.weight"])
-    (tmp_path / "config.json").unlink()
-    assert f"{MODULE}.weight" not in load_checkpoint(tmp_path) or case in (
-        "bitsandbytes",
-        "modelopt",
-    )
-
-
-def test_experts_of_mxfp4(rng, tmp_path):
-    blocks = rng.integers(0, 256, (3, 32, 4, 16), np.uint8)
-    scales = rng.integers(100, 140, (3, 32, 4), np.uint8)
-    tensors = {"experts.gate_up_proj_blocks": blocks, "experts.gate_up_proj_scales": scales}
-    write_checkpoint(tmp_path, tensors, {"quant_method": "mxfp4"})
-    source = load_checkpoint(tmp_path)
-    assert list(source) == ["experts.gate_up_proj"]
-    assert source.describe("experts.gate_up_proj").shape == (3, 32, 128)
-    found = source["experts.gate_up_proj"]
-    for w, expected in zip(found, mxfp4.from_arrays(blocks, scales), strict=True):
-        assert same_planes(w, expected)
-
-
-def test_without_quantization_all_are_arrays(tmp_path):
-    write_checkpoint(tmp_path, {"a.qweight": NORM}, None)
-    source = load_checkpoint(tmp_path)
-    assert list(source) == ["a.qweight"]
+def test_one_zero_point_costs_nothing(rng, tmp_path):
+    for kind in (cases.gptq(rng), cases.awq(rng)):
+        found = load_checkpoint(write_folder(tmp_path / "m", kind.tensors, kind.config))
+        offsets = {found[name].offset for name in found}
+        assert offsets == {"symmetric", "zero_point"}
 
 
 @pytest.mark.parametrize(
-    ("config", "words_of_message"),
+    ("name", "make", "inner"),
     [
-        ([], "expected an object, got list"),
-        ({}, "quant_method: expected a string, got None"),
-        ({"quant_method": "fp8"}, "quant_method: expected gptq, awq.*got 'fp8'"),
-        ({"quant_method": "gptq"}, "bits: expected a size, got None"),
-        ({"quant_method": "gptq", "bits": "4"}, "bits: expected a size, got '4'"),
-        ({"quant_method": "gptq", "bits": 4, "checkpoint_format": 2}, "expected a string, got 2"),
-        ({"quant_method": "awq", "version": "gemv"}, 'version: only "gemm"'),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "load_in_8bit"),
-        ({"quant_method": "compressed-tensors", "format": "int-quantized"}, "format: expected"),
-        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "quant_algo: only NVFP4"),
+        ("quantize_config.json", cases.gptq, None),
+        ("quant_config.json", cases.awq, None),
+        ("hf_quant_config.json", cases.modelopt, "quantization"),
     ],
 )
-def test_refused_configurations(config, words_of_message, rng, tmp_path):
-    tensors = {f"a.{name}": words(rng, 8, 8) for name in ("qweight", "qzeros", "scales")}
-    write_checkpoint(tmp_path, tensors, config)
-    with pytest.raises(ValueError, match=f"quantization_config: .*{words_of_message}"):
-        load_checkpoint(tmp_path)
+def test_configurations_of_older_tools(rng, tmp_path, name, make, inner):
+    kind = make(rng)
+    folder = write_folder(tmp_path / "m", kind.tensors)
+    fields = {k: v for k, v in kind.config.items() if k != "quant_method"}
+    (folder / name).write_text(json.dumps({inner: fields} if inner else fields))
+    (folder / "config.json").write_text("{}")
+    for path in (folder, folder / "model.safetensors"):
+        found = load_checkpoint(path)
+        assert list(found) == list(kind.values)
+        assert found.metadata["quantization_config"] == kind.config
 
 
-def test_missing_parts_and_wrong_shapes_name_the_tensor(rng, tmp_path):
-    make("gptq", rng, tmp_path)
-    config = CASES["gptq"][1]
-    tensors = {f"{MODULE}.qweight": words(rng, 8, 8)}
-    write_checkpoint(tmp_path, tensors, config)
-    with pytest.raises(ValueError, match=f"{MODULE}.qweight' has no '{MODULE}.qzeros'"):
-        load_checkpoint(tmp_path)
-    tensors |= {f"{MODULE}.qzeros": words(rng, 1, 2), f"{MODULE}.scales": halves(rng, 1, 8)}
-    write_checkpoint(tmp_path, tensors, config)
-    source = load_checkpoint(tmp_path)
-    with pytest.raises(ValueError, match=rf"{tmp_path}: tensor '{MODULE}.weight': .*qzeros"):
-        source[f"{MODULE}.weight"]
+def test_configuration_of_the_inner_model(rng, tmp_path):
+    kind = cases.awq(rng)
+    folder = write_folder(tmp_path / "m", kind.tensors)
+    (folder / "config.json").write_text(
+        json.dumps({"text_config": {"quantization_config": kind.config}})
+    )
+    assert list(load_checkpoint(folder)) == list(kind.values)
+
+
+def test_without_a_configuration_all_are_arrays(rng, tmp_path):
+    kind = cases.gptq(rng)
+    path = write_folder(tmp_path / "m", kind.tensors, kind.config) / "model.safetensors"
+    assert list(load_checkpoint(path)) == list(kind.values)
+    (tmp_path / "m" / "config.json").unlink()
+    assert set(load_checkpoint(path)) == kind.tensors.keys()
+
+
+def test_names_that_there_are_not(rng, tmp_path):
+    kind = cases.gptq(rng)
+    found = load_checkpoint(write_folder(tmp_path / "m", {**kind.tensors, **OTHERS}, kind.config))
+    for name in ("a.qweight", "a", ""):
+        assert name not in found
+        for call in (found.__getitem__, found.describe, found.stored):
+            with pytest.raises(KeyError):
+                call(name)
+    with pytest.raises(TypeError, match="no packed weight"):
+        found.rows("norm.weight", 0, 0)
+    with pytest.raises(ValueError, match="expected rows from a multiple of 16"):
+        found.rows("a.weight", 8, 16)
+    with pytest.raises(TypeError, match="no list of matrices"):
+        list(found.experts("a.weight"))
+
+
+# --- damaged ones
 
 
 @pytest.mark.parametrize(
-    "name", ["../model.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "a\\b"]
+    ("config", "words"),
+    [
+        ({"quant_method": "fp8"}, "quant_method: expected gptq or awq .* got 'fp8'"),
+        ({"quant_method": ["gptq"]}, "quant_method: expected a string"),
+        ({}, "quant_method: expected a string, got None"),
+        ([], "expected an object, got list"),
+        ({"quant_method": "gptq"}, "'a.qweight': bits: expected a size, got None"),
+        ({"quant_method": "gptq", "bits": "4"}, "bits: expected a size, got '4'"),
+        ({"quant_method": "gptq", "bits": True}, "bits: expected a size, got True"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 0}, "group_size: expected a size"),
+        ({"quant_method": "gptq", "bits": 4, "is_marlin_format": True}, "packed for Marlin"),
+        ({"quant_method": "awq", "version": "gemv"}, 'version: only "gemm" can be read'),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "load_in_8bit: only 4-bit"),
+        ({"quant_method": "compressed-tensors", "format": "float-quantized"}, "float-quantized"),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, "only NVFP4 can be read, got 'FP8'"),
+    ],
 )
-def test_an_index_cannot_lead_out_of_the_folder(name, tmp_path):
-    index = {"weight_map": {"a": name}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="is no name of a file in the folder"):
+def test_configurations_that_are_refused(rng, tmp_path, config, words):
+    folder = write_folder(tmp_path / "m", cases.gptq(rng).tensors, config)
+    with pytest.raises(ValueError, match=f"m: quantization_config: .*{words}"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"bits": 8}, "tensor 'a.weight': qzeros must have shape"),
+        ({"bits": 5}, "tensor 'a.weight': bits must be one of"),
+        ({"checkpoint_format": "marlin"}, "tensor 'a.weight': checkpoint_format must be"),
+    ],
+)
+def test_weights_that_are_refused(rng, tmp_path, changes, words):
+    kind = cases.gptq(rng)
+    found = load_checkpoint(write_folder(tmp_path / "m", kind.tensors, {**kind.config, **changes}))
+    for read in (found.__getitem__, lambda name: found.rows(name, 0, 16)):
+        with pytest.raises(ValueError, match=f"m: {words}"):
+            read("a.weight")
+
+
+def test_bits_that_no_words_fit(rng, tmp_path):
+    kind = cases.compressed(rng)
+    groups = {"group_0": {"weights": {"num_bits": 8, "type": "int"}}}
+    folder = write_folder(tmp_path / "m", kind.tensors, {**kind.config, "config_groups": groups})
+    with pytest.raises(
+        ValueError, match=r"config_groups: expected .* 'a.weight_packed' .* got \[8"
+    ):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_part_is_needed(rng, tmp_path, kind):
+    """Without one of its tensors a weight is not silently something else."""
+    optional = (".g_idx", ".weight_g_idx", ".nbits", ".group_size", ".axis", "_bias")
+    checkpoint = KINDS[kind](rng)
+    for name in checkpoint.tensors:
+        if name.endswith((*optional, "zero_point")):
+            continue
+        rest = {key: array for key, array in checkpoint.tensors.items() if key != name}
+        folder = write_folder(tmp_path / "m", rest, checkpoint.config)
+        try:
+            found = dict(load_checkpoint(folder))
+        except ValueError as error:
+            check_names(error, folder)
+            continue
+        # Where it was what tells a weight, the weight's other tensors are arrays.
+        assert found.keys() & rest.keys() - set(checkpoint.values), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.safetensors", "a/x.safetensors", "/etc/passwd", "..", ".", "", "a\\x", "a\0b", "none"],
+)
+def test_index_stays_in_the_folder(tmp_path, name):
+    folder = write_folder(tmp_path / "m", OTHERS, shards=2)
+    write_file(tmp_path / "x.safetensors", OTHERS)
+    write_index(folder, {"norm.weight": name})
+    with pytest.raises(ValueError, match=r"index.json: weight_map: (expected names|there is no)"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "words"),
+    [
+        (None, "expected a map"),
+        (["a"], "expected a map"),
+        ({"a": 3}, "expected a map"),
+        ({"norm.weight": "model-1.safetensors"}, "has no tensor 'norm.weight'"),
+        ({"other": "model-0.safetensors"}, "has no tensor 'other'"),
+    ],
+)
+def test_damaged_index(tmp_path, weight_map, words):
+    folder = write_folder(tmp_path / "m", OTHERS, shards=2)
+    write_index(folder, weight_map)
+    with pytest.raises(ValueError, match=f"index.json: weight_map: .*{words}"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b"\xff", b"[" * 100_000, b"3"])
+def test_damaged_json(tmp_path, name, text):
+    folder = write_folder(tmp_path / "m", OTHERS, {}, shards=2)
+    (folder / name).write_bytes(text)
+    with pytest.raises(ValueError, match=rf"{name}: (no JSON|expected a JSON object)"):
+        load_checkpoint(folder)
+
+
+def test_files(tmp_path):
+    with pytest.raises(OSError, match="nothing"):
+        load_checkpoint(tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"no .safetensors file in this folder"):
         load_checkpoint(tmp_path)
-
-
-@pytest.mark.parametrize("text", ["", "[", "[]", "[" * 100_000, '{"weight_map": 3}', "{}"])
-def test_damaged_index(text, tmp_path):
-    (tmp_path / "model.safetensors.index.json").write_text(text)
-    with pytest.raises(ValueError, match=r"index\.json"):
+    write_file(tmp_path / "a.safetensors", {"x": OTHERS["norm.weight"]})
+    write_file(tmp_path / "b.safetensors", OTHERS)
+    assert set(load_checkpoint(tmp_path)) == {"x", *OTHERS}
+    write_file(tmp_path / "c.safetensors", {"x": OTHERS["norm.weight"]})
+    with pytest.raises(ValueError, match=r"c.safetensors: tensor 'x': .*a.safetensors has it, too"):
         load_checkpoint(tmp_path)
+    assert list(load_checkpoint(os.fsencode(tmp_path / "a.safetensors"))) == ["x"]
 
 
-def test_missing_files(tmp_path):
-    with pytest.raises(ValueError, match=r"no \.safetensors file"):
-        load_checkpoint(tmp_path)
-    index = {"weight_map": {"a": "gone.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="there is no file"):
-        load_checkpoint(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        load_checkpoint(tmp_path / "none.safetensors")
+@pytest.mark.parametrize("kind", KINDS)
+@hypothesis.settings(max_examples=30)
+@given(seed=st.integers(0, 2**32))
+def test_fuzz(tmp_path, kind, seed):
+    """Tensors of other types and shapes, and other values in the configuration."""
+    rng = np.random.default_rng(seed)
+    checkpoint = KINDS[kind](rng)
+    tensors, config = dict(checkpoint.tensors), dict(checkpoint.config or {})
+    junk = [None, 0, 1, 3, -1, 4, 64, 1 << 40, 1e400, "x", [], {}, {"a": 1}, True]
+    for name in list(tensors):
+        if rng.random() < 0.1:
+            tensors[name] = bent(rng, tensors[name])
+    for key in [*config, "bits", "group_size", "dynamic", "config_groups"]:
+        if rng.random() < 0.1:
+            config[key] = junk[rng.integers(len(junk))]
+    folder = write_folder(tmp_path / "m", tensors, config)
+    try:
+        found = load_checkpoint(folder)
+    except ValueError as error:
+        check_names(error, folder)
+        return
+    for name in found:
+        try:
+            entry = found.describe(name)
+            value = found[name]
+        except ValueError as error:
+            check_names(error, folder)
+            continue
+        if isinstance(value, nibblas.PackedWeight):
+            assert value.shape == entry.shape
+            assert_same_bits(found.rows(name, 0, value.shape[0]).dequantize(), value.dequantize())
 
 
-def test_one_tensor_in_two_files(tmp_path):
-    for name in ("a", "b"):
-        save_file({"x": NORM}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(ValueError, match=r"b\.safetensors: tensor 'x': .*a\.safetensors has it"):
-        load_checkpoint(tmp_path)
+def check_names(error: ValueError, folder: Path) -> None:
+    """The error says which file is meant; else it is raised again, as a failure."""
+    if not str(error).startswith(str(folder)):
+        raise error
+
+
+def bent(rng: np.random.Generator, array: np.ndarray) -> np.ndarray:
+    """An array much like this one."""
+    kind = rng.integers(5)
+    if kind == 0:
+        return array[1:] if array.ndim else np.zeros(3, array.dtype)
+    if kind == 1:
+        return array[np.newaxis]
+    if kind == 2:
+        return array.T
+    if kind == 3:
+        return np.zeros(array.shape, rng.choice([np.uint8, np.int64, np.float32]))
+    data = rng.integers(0, 256, array.nbytes, np.uint8)
+    return data.view(array.dtype).reshape(array.shape)

@@ -92,9 +92,9 @@ class Parts(NamedTuple):
     """uint8 (N, G)."""
 
     def rows(self, start: int, stop: int) -> Parts:
-        """The outputs from `start` to `stop`, both multiples of 8."""
+        """The outputs from `start`, a multiple of 8, to `stop`."""
         return self._replace(
-            words=self.words[start // 8 : stop // 8],
+            words=self.words[start // 8 : -(-stop // 8)],
             scales=self.scales[start:stop],
             zero_points=self.zero_points[start:stop],
         )
@@ -102,7 +102,7 @@ class Parts(NamedTuple):
     def pack(self, *, num_threads: int | None = None) -> PackedWeight:
         """As a packed weight."""
         return pack(
-            _unpack(self.words),
+            _unpack(self.words)[: self.scales.shape[0]],
             self.scales,
             self.zero_points,
             scheme="uint4",

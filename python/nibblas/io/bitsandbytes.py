@@ -157,6 +157,11 @@ def read_state(tensors: Mapping[str, Array], prefix: str) -> State:
     return State(name, found[0], (rows, depth), blocksize, data, absmax, codebook)
 
 
+def read_shape(key: str, data: Array) -> tuple[int, int]:
+    """(N, K), from the JSON of a quant_state called `key` alone."""
+    return _Json(key, data).shape()
+
+
 def pack_rows(
     state: State, start: int, stop: int, *, num_threads: int | None = None
 ) -> PackedWeight:

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from nibblas._arrays import Array
-from nibblas.io._modules import Module, find_modules
+from nibblas.io._methods import find_modules
+from nibblas.io._modules import Module, Rows
 from nibblas.io._source import Entry, Source, Value
 from nibblas.io.safetensors import SafetensorsFile, TensorSpec
 from nibblas.weights import PackedWeight
@@ -20,6 +21,13 @@ INDEX = "model.safetensors.index.json"
 MOST_JSON = 64 << 20
 """Bytes of a configuration or an index; the index of a model of 100,000 tensors takes 10 MB."""
 
+SIDECARS = {
+    "quantize_config.json": "gptq",
+    "quant_config.json": "awq",
+    "hf_quant_config.json": "modelopt",
+}
+"""Files that older tools have written in place of a quantization_config, and their methods."""
+
 
 class Checkpoint(Source):
     """The weights of a checkpoint by name, made when they are asked for; see `load_checkpoint`."""
@@ -27,10 +35,15 @@ class Checkpoint(Source):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fsdecode(path)
         folder = self.path if os.path.isdir(self.path) else os.path.dirname(self.path)
-        if folder == self.path:
-            paths = _shards(folder)
-        else:
+        index = os.path.join(folder, INDEX)
+        indexed: dict[str, str] = {}
+        if folder != self.path:
             paths = [self.path]
+        elif os.path.exists(index):
+            indexed = _read_index(index)
+            paths = list(dict.fromkeys(indexed.values()))
+        else:
+            paths = _files_of(folder)
         self._files = [SafetensorsFile(one) for one in paths]
         self._where: dict[str, SafetensorsFile] = {}
         for file in self._files:
@@ -38,7 +51,11 @@ class Checkpoint(Source):
                 if name in self._where:
                     raise file.error(f"tensor {name!r}: {self._where[name].path} has it, too")
                 self._where[name] = file
-        self._config = _read_config(os.path.join(folder, "config.json"))
+        for name, one in indexed.items():
+            if name not in self._where or self._where[name].path != one:
+                raise ValueError(f"{index}: weight_map: {one} has no tensor {name!r}")
+        self._config = _read_config(folder)
+        self._opened: tuple[str, Rows] | None = None
         self._modules: dict[str, Module] = {}
         quantization = self._config.get("quantization_config")
         if quantization is not None:
@@ -52,7 +69,7 @@ class Checkpoint(Source):
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """The configuration, as config.json has it; a copy."""
+        """The configuration: what config.json has; a copy."""
         return dict(self._config)
 
     def describe(self, name: str) -> Entry:
@@ -81,7 +98,17 @@ class Checkpoint(Source):
         """The outputs from `start`, a multiple of 16, to `stop` of a weight, as a weight."""
         self.check_rows(name, start, stop)
         with self._naming(name):
-            return self._modules[name].rows(start, stop)
+            if self._opened is None or self._opened[0] != name:
+                self._opened = (name, self._modules[name].open())
+            return self._opened[1](start, stop)
+
+    def experts(self, name: str) -> Iterator[PackedWeight]:
+        """The matrices of a weight with three dimensions, each made when it is due."""
+        module = self._modules.get(self._known(name))
+        if module is None or len(module.shape) != 3:
+            raise TypeError(f"tensor {name!r} is no list of matrices")
+        with self._naming(name):
+            yield from module.experts()
 
     def stored(self, name: str) -> tuple[TensorSpec, Array]:
         """A tensor that is an array, of any type: its type and shape, and its bytes."""
@@ -135,8 +162,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
         What config.json's quantization_config says decides how weights are read: quant_method
         "gptq" (checkpoint_format "gptq" where there is none, as files of the first version lack
-        it), "awq", "bitsandbytes" (4 bits), "compressed-tensors" (pack-quantized, nvfp4), "hqq",
-        "modelopt" (NVFP4) and "mxfp4". Without it all tensors are arrays.
+        it), "awq" (GEMM), "bitsandbytes" (4 bits), "compressed-tensors" (pack-quantized, nvfp4,
+        mxfp4), "hqq", "modelopt" (NVFP4) and "mxfp4". Without it (or a quantize_config.json,
+        quant_config.json or hf_quant_config.json of older tools) all tensors are arrays.
 
     Raises
     ------
@@ -164,35 +192,49 @@ def _read_json(path: str) -> dict[str, Any]:
     return found
 
 
-def _read_config(path: str) -> dict[str, Any]:
+def _read_config(folder: str) -> dict[str, Any]:
+    """config.json, with the quantization_config of whichever place has it."""
+    path = os.path.join(folder, "config.json")
     config = _read_json(path) if os.path.exists(path) else {}
-    # Some models with pictures keep it with the language model.
-    inner = config.get("text_config")
-    if "quantization_config" not in config and isinstance(inner, dict):
-        return {**config, **{k: v for k, v in inner.items() if k == "quantization_config"}}
+    if "quantization_config" in config:
+        return config
+    inner = config.get("text_config")  # of models that see, too
+    if isinstance(inner, dict) and "quantization_config" in inner:
+        return {**config, "quantization_config": inner["quantization_config"]}
+    for name, method in SIDECARS.items():
+        path = os.path.join(folder, name)
+        if os.path.exists(path):
+            found = _read_json(path)
+            fields = found.get("quantization", found)  # where modelopt has it
+            if isinstance(fields, dict):
+                fields = {"quant_method": method, **fields}
+            return {**config, "quantization_config": fields}
     return config
 
 
-def _shards(folder: str) -> list[str]:
-    """The files of a folder, as its index names them; names may not lead out of the folder."""
-    index = os.path.join(folder, INDEX)
-    if not os.path.exists(index):
-        single = os.path.join(folder, "model.safetensors")
-        if os.path.exists(single):
-            return [single]
-        found = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
-        if not found:
-            raise ValueError(f"{folder}: no .safetensors file in this folder")
-        return [os.path.join(folder, name) for name in found]
+def _files_of(folder: str) -> list[str]:
+    """The files of a folder without an index."""
+    single = os.path.join(folder, "model.safetensors")
+    if os.path.exists(single):
+        return [single]
+    found = sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
+    if not found:
+        raise ValueError(f"{folder}: no .safetensors file in this folder")
+    return [os.path.join(folder, name) for name in found]
+
+
+def _read_index(index: str) -> dict[str, str]:
+    """The path of each tensor's file, which is in the folder of the index."""
     names = _read_json(index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
         raise ValueError(f"{index}: weight_map: expected a map from tensors to files")
-    files = list(dict.fromkeys(names.values()))
-    for name in files:
-        if os.path.basename(name) != name or name in ("", ".", "..") or "\\" in name:
-            raise ValueError(f"{index}: weight_map: {name!r} is no name of a file in the folder")
-    paths = [os.path.join(folder, name) for name in files]
-    for one in paths:
-        if not os.path.isfile(one):
-            raise ValueError(f"{index}: weight_map: there is no file {one}")
-    return paths
+    paths = {}
+    for name in dict.fromkeys(names.values()):
+        if os.path.basename(name) != name or name in ("", ".", "..") or set(name) & set("\\\0"):
+            raise ValueError(
+                f"{index}: weight_map: expected names of files in the folder, got {name!r:.80}"
+            )
+        paths[name] = os.path.join(os.path.dirname(index), name)
+        if not os.path.isfile(paths[name]):
+            raise ValueError(f"{index}: weight_map: there is no file {paths[name]}")
+    return {tensor: paths[name] for tensor, name in names.items()}
