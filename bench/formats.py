@@ -104,9 +104,8 @@ def main() -> None:
 
     speed = " | ".join(f"{count} row{'s' if count > 1 else ''}" for count in rows)
     print(f"{size} x {size}, target {nibblas.target()}, 1 thread\n")
-    print(
-        f"| format | scheme | bits per weight | of file | error of weights | of products | {speed} |"
-    )
+    headers = "format | scheme | bits per weight | of file | error of weights | of products"
+    print(f"| {headers} | {speed} |")
     print("| --- | --- | --- | --- | --- | --- |" + " --- |" * len(rows))
     exact = inputs[-1].astype(np.float64) @ weight.T.astype(np.float64)
     for j, (form, w) in enumerate(zip(FORMATS, packed, strict=True)):
