@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
 import numpy as np
+import pytest
 
 import nibblas
 
@@ -89,3 +94,18 @@ def random_scales(rng: np.random.Generator, shape: tuple[int, int], dtype: objec
 def value_of(codes: np.ndarray, zeros: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """(code - zero) * scale in float32: of integers below 2^24 the difference is exact."""
     return (codes.astype(np.float32) - zeros.astype(np.float32)) * scales.astype(np.float32)
+
+
+def file_of_package(package: str, file: str) -> ModuleType:
+    """A file of a package by itself, without what the package as a whole needs; or skip."""
+    pytest.importorskip("torch")
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        pytest.skip(f"needs the package {package}")
+    path = Path(found.submodule_search_locations[0]) / file
+    spec = importlib.util.spec_from_file_location(f"file_of_{package}", path)
+    if spec is None or spec.loader is None or not path.exists():
+        pytest.skip(f"this {package} has no {file}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

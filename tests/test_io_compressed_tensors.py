@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -17,7 +15,14 @@ from hypothesis import strategies as st
 from nibblas.io import compressed_tensors as importer
 
 from .cases import assert_same_bits, same_planes
-from .io_cases import check_linear, check_size, join_bits, random_scales, value_of
+from .io_cases import (
+    check_linear,
+    check_size,
+    file_of_package,
+    join_bits,
+    random_scales,
+    value_of,
+)
 
 FLOATS = [np.float32, np.float16, ml_dtypes.bfloat16]
 ZEROS = ("none", "packed", "int8")
@@ -267,18 +272,7 @@ def test_errors(rng, changes, error, words):
 
 @pytest.fixture(scope="module")
 def helpers() -> ModuleType:
-    """A file of compressed-tensors by itself: the package as a whole needs transformers."""
-    pytest.importorskip("torch")
-    found = importlib.util.find_spec("compressed_tensors")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("needs the package compressed-tensors")
-    path = Path(found.submodule_search_locations[0]) / "compressors/pack_quantized/helpers.py"
-    spec = importlib.util.spec_from_file_location("helpers_of_the_package", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return file_of_package("compressed_tensors", "compressors/pack_quantized/helpers.py")
 
 
 @bits_

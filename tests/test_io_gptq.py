@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -15,7 +17,14 @@ import nibblas
 from nibblas.io import awq, gptq
 
 from .cases import assert_same_bits, same_planes
-from .io_cases import check_linear, check_size, join_bits, random_scales, value_of
+from .io_cases import (
+    check_linear,
+    check_size,
+    file_of_package,
+    join_bits,
+    random_scales,
+    value_of,
+)
 
 FLOATS = [np.float32, np.float16, ml_dtypes.bfloat16]
 dtypes = st.sampled_from(FLOATS)
@@ -313,3 +322,43 @@ def test_awq_errors(rng, changes, error, words):
     weight = awq_weight(rng, (24, 64), 32)
     with pytest.raises(error, match=words):
         awq.from_arrays(**{**weight.arguments, **changes})
+
+
+# --- the packages themselves
+
+
+@bits_
+def test_against_auto_gptq(rng, monkeypatch, bits):
+    """Values that the package packs by its own formula are the ones that come out."""
+    # Of transformers it looks at one class, to see that a layer is none.
+    transformers = types.ModuleType("transformers")
+    transformers.pytorch_utils = types.SimpleNamespace(Conv1D=type("Conv1D", (), {}))
+    monkeypatch.setitem(sys.modules, "transformers", transformers)
+    package = file_of_package("auto_gptq", "nn_modules/qlinear/qlinear_cuda.py")
+    import torch
+
+    cols, depth = 32, 128
+    index = rng.permutation(np.arange(depth) // 32)
+    codes = rng.integers(0, 1 << bits, (cols, depth))
+    zeros = rng.integers(1, 1 << bits, (cols, 4))
+    scales = (2.0 ** rng.integers(-4, 1, (cols, 4))).astype(np.float32)
+    values = value_of(codes, zeros[:, index], scales[:, index])
+    layer = torch.nn.Linear(depth, cols, bias=False)
+    layer.weight.data = torch.from_numpy(values)
+    packed = package.QuantLinear(bits, 32, depth, cols, False)
+    numbers = torch.from_numpy(scales), torch.from_numpy(zeros.astype(np.float32))
+    packed.pack(layer, *numbers, torch.from_numpy(index.astype(np.int32)))
+    arrays = (packed.qweight, packed.qzeros, packed.scales, packed.g_idx)
+    w = gptq.from_arrays(*arrays, bits=bits, checkpoint_format="gptq")
+    assert_same_bits(w.dequantize(), values)
+
+
+def test_against_autoawq(rng):
+    package = file_of_package("awq", "utils/packing_utils.py")
+    import torch
+
+    weight = awq_weight(rng, (48, 128), 32, np.float32)
+    tensors = {name: torch.from_numpy(array) for name, array in weight.arguments.items()}
+    expected = package.dequantize_gemm(**tensors, bits=4, group_size=32).numpy().T
+    w = awq.from_arrays(**tensors)
+    assert_same_bits(w.dequantize(), np.ascontiguousarray(expected))
