@@ -149,7 +149,7 @@ def pack(
     order = _input_order(input_order, group_index, shape[1], given)
     if order is not None:
         planes["input_order"] = order
-        stored = stored[:, order]
+        stored = stored.take(order, axis=1)
     code_planes = _nibblas.pack_codes(
         np.ascontiguousarray(stored),
         chosen.bits,
