@@ -367,3 +367,27 @@ def test_empty_sizes(compute, variant, dtype, rng, target):
         w = random_weight(rng, variant, (0, 50), None)
         y = nibblas.linear(np.ones((rows, 50), dtype), w, compute=compute)
         assert y.shape == (rows, 0)
+
+
+@pytest.mark.parametrize(
+    "book",
+    [
+        np.linspace(-1, -0.01, 16),
+        np.linspace(0.01, 1, 16),
+        np.full(16, -1),
+        np.full(16, 1),
+        np.zeros(16),
+        np.linspace(-0.1, 0.1, 16),
+        np.linspace(-0.13, 0.13, 16),
+    ],
+)
+@computes
+def test_codebooks_of_one_sign_and_of_any_width(book, compute, rng, target):
+    """Narrow or wide operands, around any zero: whatever table a checkpoint brings."""
+    codes = rng.integers(0, 16, (37, 300), np.uint8)
+    scales = random_scales(rng, (37, 5), np.float32)
+    w = nibblas.pack(codes, scales, scheme="nf4", group_size=64, codebook=book.astype(np.float32))
+    for rows in (1, 3, 9):
+        x = random_x(rng, (rows, 300))
+        y = nibblas.linear(x, w, compute=compute)
+        assert_same_bits(y, contract(w, x, compute=compute))

@@ -83,10 +83,11 @@ void set_codebook(Weight& w, const py::array& codebook) {
   w.codebook_type =
       view.dtype == DType::int8 ? CodebookType::int8 : CodebookType::float32;
   const auto [least, greatest] = std::minmax_element(integers, integers + 16);
-  // As small as they can be where that makes them small, else the one zero that always fits.
+  // As small as they can be where that lets narrow accumulators hold several steps of two operands,
+  // else whole bytes, with the one zero that always fits.
   const bool small = *greatest - *least <= 31;
   w.zero = small ? -*least : 128;
-  w.top_operand = *greatest + w.zero;
+  w.top_operand = small ? std::max(*greatest + w.zero, 1) : 255;
   for (int i = 0; i < 16; ++i) w.operands[i] = static_cast<uint8_t>(integers[i] + w.zero);
 }
 
