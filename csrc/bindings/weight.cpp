@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "bindings/bindings.h"
+#include "runtime/fp_env.h"
 
 namespace nibblas {
 namespace {
@@ -65,6 +66,7 @@ void set_codebook(Weight& w, const py::array& codebook) {
   }
   int integers[16];
   const Array view = view_array(codebook);
+  const FpEnvironment environment;  // rint is the contract's, whatever the caller rounds like
   for (int i = 0; i < 16; ++i) {
     const char* at = view.data + i * view.strides[0];
     if (view.dtype == DType::int8) {
