@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 from nibblas.cli import _text
+from nibblas.cli._memory import give_back_large_arrays
 from nibblas.cli._sources import (
     Output,
     StoredWeight,
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert, then print a line for each weight."""
+    give_back_large_arrays()
     with threads(arguments.threads):
         report = convert(arguments)
     print(json.dumps(report, indent=2) if arguments.json else as_text(report))

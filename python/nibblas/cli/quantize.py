@@ -22,6 +22,7 @@ import numpy as np
 
 from nibblas._arrays import Array
 from nibblas.cli import _text
+from nibblas.cli._memory import give_back_large_arrays
 from nibblas.cli._sources import (
     DenseMatrix,
     Output,
@@ -67,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Quantize, then print a line for each tensor."""
+    give_back_large_arrays()
     with threads(arguments.threads):
         report = convert(arguments)
     print(json.dumps(report, indent=2) if arguments.json else as_text(report))
