@@ -93,6 +93,30 @@ def test_one_zero_point_costs_nothing(rng, tmp_path):
         assert offsets == {"symmetric", "zero_point"}
 
 
+@pytest.mark.parametrize("form", ["gptq", "gptq_v2"])
+def test_names_of_the_version_of_gptq(rng, tmp_path, form):
+    """Some files say it as "format" alone; else what that says does not count."""
+    kind = cases.gptq(rng, checkpoint_format=form)
+    rest = {k: v for k, v in kind.config.items() if k != "checkpoint_format"}
+    for config in ({**rest, "format": form}, {**kind.config, "format": "other"}):
+        found = load_checkpoint(write_folder(tmp_path / "m", kind.tensors, config))
+        for name, values in kind.values.items():
+            assert_same_bits(found[name].dequantize(), values)
+    folder = write_folder(tmp_path / "m", kind.tensors, {**rest, "format": "marlin"})
+    with pytest.raises(ValueError, match="'gptq' or 'gptq_v2', got 'marlin'"):
+        load_checkpoint(folder)["a.weight"]
+
+
+def test_empty_g_idx_is_none(rng, tmp_path):
+    kind = cases.gptq(rng, order="plain")
+    empty = {name: np.zeros(0, np.int32) for name in kind.tensors if name.endswith(".g_idx")}
+    folder = write_folder(tmp_path / "m", {**kind.tensors, **empty}, kind.config)
+    found = load_checkpoint(folder)
+    for name, values in kind.values.items():
+        assert found.describe(name).shape == values.shape
+        assert_same_bits(found.rows(name, 16, 40).dequantize(), values[16:])
+
+
 @pytest.mark.parametrize(
     ("name", "make", "inner"),
     [
