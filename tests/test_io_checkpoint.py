@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import nibblas
 from nibblas.io import load_checkpoint
+from nibblas.io._methods import HQQ_NOTES
 from nibblas.io.safetensors import spec_of
 
 from . import checkpoint_cases as cases
@@ -226,7 +227,7 @@ def test_bits_that_no_words_fit(rng, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_part_is_needed(rng, tmp_path, kind):
     """Without one of its tensors a weight is not silently something else."""
-    optional = (".g_idx", ".weight_g_idx", ".nbits", ".group_size", ".axis", "_bias")
+    optional = (".g_idx", ".weight_g_idx", "_bias", *(f".{note}" for note in HQQ_NOTES))
     checkpoint = KINDS[kind](rng)
     for name in checkpoint.tensors:
         if name.endswith((*optional, "zero_point")):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -309,7 +310,10 @@ class Hqq(Module):
 
     def __init__(self, files: Files, parts: dict[str, str], config: QuantizationConfig) -> None:
         super().__init__(files, parts)
-        self._bits = self._number("nbits", config)
+        bits = self._number("nbits", config)
+        # What HQQ calls 1.58 bits are codes of 2; beside the tensors it is a float32.
+        ternary = isinstance(bits, float) and math.isclose(bits, 1.58, rel_tol=2**-24)
+        self._bits = 2 if ternary else bits
         self._group_size = self._number("group_size", config)
         self._axis = self._number("axis", config)
         self.type = f"hqq-{self._bits}bit"
