@@ -157,18 +157,22 @@ def gpt_oss(rng: np.random.Generator) -> Kind:
     return Kind({"quant_method": "mxfp4"}, tensors, values, dict.fromkeys(values, "mxfp4"))
 
 
-def hqq(rng: np.random.Generator, own: bool = True) -> Kind:
+def hqq(rng: np.random.Generator, own: bool = True, bits: float = 3) -> Kind:
     """With the numbers beside the tensors, or in the configuration."""
-    weight = random_hqq(rng, (40, 64), 32, 3)
+    weight = random_hqq(rng, (40, 64), 32, round(bits))
     tensors = arrays_of("a", weight.arguments)
     tensors["a.shape"] = np.array([40, 64])
-    parameters = {"nbits": 3, "group_size": 32, "axis": 1}
+    parameters = {"nbits": bits, "group_size": 32, "axis": 1}
     if own:
-        tensors.update({f"a.{k}": np.array(v, np.int32) for k, v in parameters.items()})
+        # Numbers have the types that the package gives them, of text there are the bytes.
+        types = {int: np.int32, float: np.float32}
+        tensors.update({f"a.{k}": np.array(v, types[type(v)]) for k, v in parameters.items()})
+        tensors["a.packing"] = np.frombuffer(b"3bit_32", np.uint8)
+        tensors["a.view_as_float"] = np.array(0, np.uint8)
         parameters = {"nbits": 4, "group_size": 64, "axis": 0}
     config = {"quant_method": "hqq", "quant_config": {"weight_quant_params": parameters}}
     values = {"a.weight": weight.values.astype(np.float32)}
-    return Kind(config, tensors, values, {"a.weight": "hqq-3bit"})
+    return Kind(config, tensors, values, {"a.weight": f"hqq-{round(bits)}bit"})
 
 
 KINDS = {
@@ -189,6 +193,8 @@ KINDS = {
     "mxfp4": gpt_oss,
     "hqq": hqq,
     "hqq-config": lambda rng: hqq(rng, own=False),
+    "hqq-1.58bit": lambda rng: hqq(rng, bits=1.58),
+    "hqq-1.58bit-config": lambda rng: hqq(rng, own=False, bits=1.58),
 }
 OTHERS = {
     "norm.weight": np.ones(7, ml_dtypes.bfloat16),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import nibblas
 from nibblas.io import load_checkpoint
+from nibblas.io._methods import HQQ_NOTES
 from nibblas.io.safetensors import spec_of
 
 from . import checkpoint_cases as cases
@@ -91,6 +92,30 @@ def test_one_zero_point_costs_nothing(rng, tmp_path):
         found = load_checkpoint(write_folder(tmp_path / "m", kind.tensors, kind.config))
         offsets = {found[name].offset for name in found}
         assert offsets == {"symmetric", "zero_point"}
+
+
+@pytest.mark.parametrize("form", ["gptq", "gptq_v2"])
+def test_names_of_the_version_of_gptq(rng, tmp_path, form):
+    """Some files say it as "format" alone; else what that says does not count."""
+    kind = cases.gptq(rng, checkpoint_format=form)
+    rest = {k: v for k, v in kind.config.items() if k != "checkpoint_format"}
+    for config in ({**rest, "format": form}, {**kind.config, "format": "other"}):
+        found = load_checkpoint(write_folder(tmp_path / "m", kind.tensors, config))
+        for name, values in kind.values.items():
+            assert_same_bits(found[name].dequantize(), values)
+    folder = write_folder(tmp_path / "m", kind.tensors, {**rest, "format": "marlin"})
+    with pytest.raises(ValueError, match="'gptq' or 'gptq_v2', got 'marlin'"):
+        load_checkpoint(folder)["a.weight"]
+
+
+def test_empty_g_idx_is_none(rng, tmp_path):
+    kind = cases.gptq(rng, order="plain")
+    empty = {name: np.zeros(0, np.int32) for name in kind.tensors if name.endswith(".g_idx")}
+    folder = write_folder(tmp_path / "m", {**kind.tensors, **empty}, kind.config)
+    found = load_checkpoint(folder)
+    for name, values in kind.values.items():
+        assert found.describe(name).shape == values.shape
+        assert_same_bits(found.rows(name, 16, 40).dequantize(), values[16:])
 
 
 @pytest.mark.parametrize(
@@ -202,7 +227,7 @@ def test_bits_that_no_words_fit(rng, tmp_path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_part_is_needed(rng, tmp_path, kind):
     """Without one of its tensors a weight is not silently something else."""
-    optional = (".g_idx", ".weight_g_idx", ".nbits", ".group_size", ".axis", "_bias")
+    optional = (".g_idx", ".weight_g_idx", "_bias", *(f".{note}" for note in HQQ_NOTES))
     checkpoint = KINDS[kind](rng)
     for name in checkpoint.tensors:
         if name.endswith((*optional, "zero_point")):

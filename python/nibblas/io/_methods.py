@@ -76,9 +76,17 @@ def _awq(files: Files, config: QuantizationConfig) -> dict[str, Module]:
     return _collect(files, config, Awq, ".qweight", _WORDS)
 
 
+HQQ_NOTES = (
+    *("nbits", "group_size", "axis", "packing", "unpack_view_dtype", "view_as_float"),
+    *("quant_scale", "quant_zero", "compute_dtype", "offload_meta", "encoded_state_dict"),
+    *("stores_quant_config", "channel_wise", "optimize", "round_zero"),
+)
+"""What a module of HQQ stores besides its arrays, of which only the first three are read."""
+
+
 def _hqq(files: Files, config: QuantizationConfig) -> dict[str, Module]:
     parts = {name: f".{name}" for name in ("W_q", "scale", "zero", "shape")}
-    more = {name: f".{name}" for name in ("nbits", "group_size", "axis")}
+    more = {name: f".{name}" for name in HQQ_NOTES}
     return _collect(files, config, Hqq, ".W_q", parts, more)
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
@@ -122,15 +123,18 @@ class Gptq(Module):
             # Modules differ in bits then, but each has N zero points in N * bits / 32 words.
             words, cols = self.sizes("qzeros", 2)[1], self.sizes("scales", 2)[1]
             self._bits = words * 32 // max(cols, 1)
-        self._format = config.text("checkpoint_format", "gptq")
+        # AutoGPTQ has called it "format" for a while, and nothing else.
+        named = "checkpoint_format" in config.fields
+        self._format = config.text("checkpoint_format" if named else "format", "gptq")
         self._group_size = config.group_size("group_size")
         self.type = f"gptq-{self._bits}bit"
 
     @property
     def shape(self) -> tuple[int, int]:
         words, cols = self.sizes("qweight", 2)
-        if "g_idx" in self.parts and len(self.entry("g_idx").shape) == 1:
-            return cols, self.entry("g_idx").shape[0]
+        index = self.entry("g_idx").shape if "g_idx" in self.parts else ()
+        if len(index) == 1 and index[0]:  # an empty one is none
+            return cols, index[0]
         return cols, words * 32 // max(self._bits, 1)
 
     def open(self) -> Rows:
@@ -306,7 +310,10 @@ class Hqq(Module):
 
     def __init__(self, files: Files, parts: dict[str, str], config: QuantizationConfig) -> None:
         super().__init__(files, parts)
-        self._bits = self._number("nbits", config)
+        bits = self._number("nbits", config)
+        # What HQQ calls 1.58 bits are codes of 2; beside the tensors it is a float32.
+        ternary = isinstance(bits, float) and math.isclose(bits, 1.58, rel_tol=2**-24)
+        self._bits = 2 if ternary else bits
         self._group_size = self._number("group_size", config)
         self._axis = self._number("axis", config)
         self.type = f"hqq-{self._bits}bit"

@@ -161,10 +161,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         "model.layers.0.mlp.up_proj.weight". Files are memory-mapped.
 
         What config.json's quantization_config says decides how weights are read: quant_method
-        "gptq" (checkpoint_format "gptq" where there is none, as files of the first version lack
-        it), "awq" (GEMM), "bitsandbytes" (4 bits), "compressed-tensors" (pack-quantized, nvfp4,
-        mxfp4), "hqq", "modelopt" (NVFP4) and "mxfp4". Without it (or a quantize_config.json,
-        quant_config.json or hf_quant_config.json of older tools) all tensors are arrays.
+        "gptq" (checkpoint_format, or as some files have it format; "gptq" where there is neither,
+        as files of the first version lack it), "awq" (GEMM), "bitsandbytes" (4 bits),
+        "compressed-tensors" (pack-quantized, nvfp4, mxfp4), "hqq", "modelopt" (NVFP4) and "mxfp4".
+        Without it (or a quantize_config.json, quant_config.json or hf_quant_config.json of older
+        tools) all tensors are arrays.
 
     Raises
     ------
