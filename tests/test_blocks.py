@@ -262,3 +262,26 @@ def test_results_do_not_depend_on_the_target(rng):
             with nibblas.use_target(target):
                 found.add(gguf.quantize(x, name).tobytes())
         assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q6_K", "F16", "BF16"])
+def test_dequantize_into_out(name, rng):
+    raw = gguf.quantize(rng.standard_normal((3, 5, 256), dtype=np.float32), name)
+    expected = gguf.dequantize(raw, name)
+    out = np.zeros((3, 5, 256), np.float32)
+    assert gguf.dequantize(raw, name, out) is out
+    np.testing.assert_array_equal(out, expected)
+    with pytest.raises(ValueError, match=r"out must have shape \(3, 5, 256\).*got \(3, 5, 255\)"):
+        gguf.dequantize(raw, name, out[..., :255].copy())
+    with pytest.raises(TypeError, match="float64"):
+        gguf.dequantize(raw, name, out.astype(np.float64))
+    out.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        gguf.dequantize(raw, name, out)
+
+
+def test_dequantize_into_its_own_blocks_is_refused():
+    memory = np.zeros(4096, np.uint8)
+    out = memory[:1024].view(np.float32)
+    with pytest.raises(ValueError, match="shares memory"):
+        gguf.dequantize(memory[:144], "Q4_K", out)

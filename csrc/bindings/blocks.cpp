@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+#include <optional>
+
 #include "bindings/bindings.h"
 
 namespace nibblas {
@@ -41,12 +44,31 @@ py::dict bound_block_shapes() {
   return shapes;
 }
 
-py::array bound_dequantize_blocks(const py::array& raw, const std::string& name, int num_threads) {
+// A dense float32 array of this shape: `given`, or a new one.
+py::array float_output(const std::optional<py::array>& given, const py::array& raw,
+                       const std::vector<int64_t>& shape) {
+  if (!given) return new_array(py::dtype("float32"), shape);
+  const Array view = view_array(*given);
+  check_output(*given, view, "float32", view.dtype == DType::float32, {raw});
+  bool fits = view.ndim == static_cast<int>(shape.size()) &&
+              (given->flags() & py::array::c_style) != 0;
+  for (int i = 0; fits && i < view.ndim; ++i) fits = view.shape[i] == shape[static_cast<size_t>(i)];
+  if (!fits) {
+    Array expected = {};
+    expected.ndim = static_cast<int>(shape.size());
+    std::copy(shape.begin(), shape.end(), expected.shape);
+    throw std::invalid_argument("out must have shape " + shape_text(expected) +
+                                " in C order, got " + shape_text(view));
+  }
+  return *given;
+}
+
+py::array bound_dequantize_blocks(const py::array& raw, const std::string& name,
+                                  const std::optional<py::array>& given, int num_threads) {
   const BlockType type = parse_block_type(name);
   const BlockShape& shape = block_shape(type);
   const int64_t blocks = count_blocks(raw, "raw", DType::uint8, shape.bytes);
-  py::array out =
-      new_array(py::dtype("float32"), converted_shape(raw, shape.bytes, shape.elements));
+  py::array out = float_output(given, raw, converted_shape(raw, shape.bytes, shape.elements));
   const auto* from = static_cast<const uint8_t*>(raw.data());
   auto* to = static_cast<float*>(out.mutable_data());
   without_gil([&] { dequantize_blocks(type, from, blocks, to, num_threads); });
@@ -94,7 +116,7 @@ py::array bound_quantize_blocks(const py::array& x, const std::string& name, int
 void register_blocks(py::module_& m) {
   m.def("block_shapes", &bound_block_shapes);
   m.def("dequantize_blocks", &bound_dequantize_blocks, py::arg("raw"), py::arg("type"),
-        py::arg("num_threads") = 0);
+        py::arg("out") = py::none(), py::arg("num_threads") = 0);
   m.def("unpack_blocks", &bound_unpack_blocks, py::arg("raw"), py::arg("type"),
         py::arg("num_threads") = 0);
   m.def("quantize_blocks", &bound_quantize_blocks, py::arg("x"), py::arg("type"),

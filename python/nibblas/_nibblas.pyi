@@ -96,7 +96,10 @@ def block_shapes() -> dict[str, tuple[int, int, int]]:
     """Elements, bytes and groups of a block, by the name of its type."""
 
 def dequantize_blocks(
-    raw: npt.NDArray[np.uint8], type: str, num_threads: int = 0
+    raw: npt.NDArray[np.uint8],
+    type: str,
+    out: npt.NDArray[np.float32] | None = None,
+    num_threads: int = 0,
 ) -> npt.NDArray[np.float32]: ...
 def unpack_blocks(
     raw: npt.NDArray[np.uint8], type: str, num_threads: int = 0

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nibblas import _nibblas
-from nibblas._arrays import Array, aligned_empty, as_array, thread_count
+from nibblas._arrays import Array, aligned_empty, as_array, output_array, thread_count
 from nibblas.io._gguf_file import TYPES
 from nibblas.packing import pack
 from nibblas.schemes import PANEL, get_scheme, group_count
@@ -85,7 +85,9 @@ def _as_bytes(data: Any, name: str, size: int, of: str) -> Array:
     return array
 
 
-def dequantize(data: Array, qtype: object, *, num_threads: int | None = None) -> Array:
+def dequantize(
+    data: Array, qtype: object, out: Array | None = None, *, num_threads: int | None = None
+) -> Array:
     """Return the float32 values of blocks, as ``gguf.quants.dequantize`` does.
 
     Parameters
@@ -95,6 +97,9 @@ def dequantize(data: Array, qtype: object, *, num_threads: int | None = None) ->
     qtype : str, int or gguf.GGMLQuantizationType
         "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL",
         "IQ4_XS", "MXFP4", "TQ1_0", "TQ2_0", "F32", "F16" or "BF16"; also the number of one.
+    out : ndarray, optional
+        (..., K) float32 in C order; filled and returned. Where many large tensors are decoded, the
+        first touch of new memory takes longer than decoding.
     num_threads : int, optional
         Threads for this call.
 
@@ -118,14 +123,19 @@ def dequantize(data: Array, qtype: object, *, num_threads: int | None = None) ->
     ((18,), array([-8., -8., -7.], dtype=float32))
     """
     name = _block_type(qtype, ("F32", "F16", "BF16"))
+    if name in BLOCK_SHAPES:
+        raw = _as_bytes(data, "data", BLOCK_SHAPES[name][1], name)
+        return _nibblas.dequantize_blocks(raw, name, out, thread_count(num_threads))
     if name == "F32":
-        return as_array(data, "data").view(np.float32)
-    if name == "F16":
-        return as_array(data, "data").view(np.float16).astype(np.float32)
-    if name == "BF16":
-        return from_bfloat16(_as_bytes(data, "data", 2, name).view(np.uint16))
-    raw = _as_bytes(data, "data", BLOCK_SHAPES[name][1], name)
-    return _nibblas.dequantize_blocks(raw, name, thread_count(num_threads))
+        values = as_array(data, "data").view(np.float32)
+    elif name == "F16":
+        values = as_array(data, "data").view(np.float16).astype(np.float32)
+    else:
+        values = from_bfloat16(_as_bytes(data, "data", 2, name).view(np.uint16))
+    if out is None:
+        return values
+    output_array(out, values.shape, "float32")[...] = values
+    return out
 
 
 def quantize(data: Array, qtype: object, *, num_threads: int | None = None) -> Array:

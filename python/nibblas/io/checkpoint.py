@@ -98,9 +98,10 @@ class Checkpoint(Source):
         """The outputs from `start`, a multiple of 16, to `stop` of a weight, as a weight."""
         self.check_rows(name, start, stop)
         with self._naming(name):
-            if self._opened is None or self._opened[0] != name:
-                self._opened = (name, self._modules[name].open())
-            return self._opened[1](start, stop)
+            opened = self._opened  # once: another thread may open another weight
+            if opened is None or opened[0] != name:
+                self._opened = opened = (name, self._modules[name].open())
+            return opened[1](start, stop)
 
     def experts(self, name: str) -> Iterator[PackedWeight]:
         """The matrices of a weight with three dimensions, each made when it is due."""
