@@ -66,11 +66,13 @@ PLAIN = ("int8", "uint8", "int4", "uint4")
 PLAIN_OFFSETS = tuple((name, offset) for name in PLAIN for offset in SCHEMES[name].offsets)
 OFFSETS = tuple((name, offset) for name, scheme in SCHEMES.items() for offset in scheme.offsets)
 
-# Of each way that a kernel goes one: for what does not depend on the codes' meaning.
+# Of each way that a kernel goes one: for what does not depend on the codes' meaning. (All of them
+# where NIBBLAS_TEST_ALL_VARIANTS is set, three times as many tests.)
 VARIANTS = tuple(
     variant
     for variant in ALL_VARIANTS
-    if variant.scheme in (*PLAIN, "nf4", "nvfp4", "q2_k", "q6_k")
+    if os.environ.get("NIBBLAS_TEST_ALL_VARIANTS")
+    or variant.scheme in (*PLAIN, "nf4", "nvfp4", "q2_k", "q6_k")
     or str(variant) in ("int3-symmetric", "uint5-zero_point", "iq4_xs-symmetric")
 )
 
