@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import math
 import mmap
 import os
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 import nibblas
+from nibblas.cli import main
 
 TARGETS = tuple(nibblas.available_targets())
 
@@ -118,3 +120,27 @@ def guarded_array(source: np.ndarray, at: str = "end", readonly: bool = False) -
 def guarded() -> Callable[..., np.ndarray]:
     """guarded(array, at="end" | "start", readonly=False): see guarded_array."""
     return guarded_array
+
+
+@pytest.fixture
+def run(capsys):
+    """run(arguments...) -> (exit code, standard output, standard error)."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def report(run):
+    """report(arguments...) -> the JSON that a command prints."""
+
+    def call(*arguments: object) -> dict:
+        code, out, err = run(*arguments, "--json")
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+    return call

@@ -21,30 +21,6 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 @pytest.fixture
-def run(capsys):
-    """run(arguments...) -> (exit code, standard output, standard error)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
-
-
-@pytest.fixture
-def report(run):
-    """report(arguments...) -> the JSON that a command prints."""
-
-    def call(*arguments: object) -> dict:
-        code, out, err = run(*arguments, "--json")
-        assert (code, err) == (0, "")
-        return json.loads(out)
-
-    return call
-
-
-@pytest.fixture
 def checkpoint(rng, tmp_path):
     tensors = {
         "layer.0.weight": rng.standard_normal((48, 96), dtype=np.float32),

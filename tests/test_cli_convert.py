@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import types
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import nibblas
-from nibblas.cli import _sources, main
+from nibblas.cli import _sources
 from nibblas.io import gguf
 from nibblas.io import onnx as onnx_importer
 from nibblas.io._source import Entry, Source
@@ -26,30 +25,6 @@ from .cases import ALL_VARIANTS, BFLOAT16, random_weight, same_planes
 from .onnx_cases import model_of
 from .onnx_cases import random_weight as random_node
 from .test_io_gguf import write_file
-
-
-@pytest.fixture
-def run(capsys):
-    """run(arguments...) -> (exit code, standard output, standard error)."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
-
-
-@pytest.fixture
-def report(run):
-    """report(arguments...) -> the JSON that a command prints."""
-
-    def call(*arguments: object) -> dict:
-        code, out, err = run(*arguments, "--json")
-        assert (code, err) == (0, "")
-        return json.loads(out)
-
-    return call
 
 
 @pytest.fixture(autouse=True)

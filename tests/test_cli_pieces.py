@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 import numpy as np
@@ -19,19 +18,6 @@ from .cases import BFLOAT16, same_planes
 from .onnx_cases import model_of
 from .onnx_cases import random_weight as random_node
 from .test_io_gguf import write_file
-
-
-@pytest.fixture
-def report(capsys):
-    """report(arguments...) -> the JSON that a command prints."""
-
-    def call(*arguments: object) -> dict:
-        code = main([*map(str, arguments), "--json"])
-        printed = capsys.readouterr()
-        assert (code, printed.err) == (0, "")
-        return json.loads(printed.out)
-
-    return call
 
 
 @pytest.fixture(params=["whole", "in pieces"])

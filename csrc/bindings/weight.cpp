@@ -47,15 +47,6 @@ void check_order(const int32_t* order, int64_t depth) {
   }
 }
 
-ssize_t stored_bytes(ScaleType type) {
-  switch (type) {
-    case ScaleType::float32: return 4;
-    case ScaleType::float16:
-    case ScaleType::bfloat16: return 2;
-    default: return 1;
-  }
-}
-
 // The table of 4-bit codes: as floats, and as the unsigned operands of integer products.
 void set_codebook(Weight& w, const py::array& codebook) {
   if (w.bits != 4 || codebook.ndim() != 1 || codebook.shape(0) != 16) {
@@ -176,7 +167,7 @@ BoundWeight make_weight(std::pair<int64_t, int64_t> shape, int64_t group_size, i
   if (w.two_level != sub_scales) {
     throw std::invalid_argument("scales are uint8 or int8 with super_scales, and only then");
   }
-  w.scales = keeper.keep(scales, "scales", per_group, stored_bytes(w.scale_type));
+  w.scales = keeper.keep(scales, "scales", per_group, scale_bytes(w.scale_type));
   if (tensor_scale || tensor_divisor) {
     w.tensor_factor = tensor_scale ? TensorFactor::multiplies : TensorFactor::divides;
     w.tensor_scale = tensor_scale ? *tensor_scale : *tensor_divisor;
@@ -190,7 +181,7 @@ BoundWeight make_weight(std::pair<int64_t, int64_t> shape, int64_t group_size, i
     w.float_zeros = true;
     w.min_type = scale_type_of(*optional.zero_points, "zero_points");
     w.mins = keeper.keep(optional.zero_points, "zero_points", per_group,
-                         stored_bytes(w.min_type));
+                         scale_bytes(w.min_type));
   } else {
     w.nibble_zeros = bits <= kNibbleZeroBits;
     w.zero_points = static_cast<const uint8_t*>(keeper.keep(
@@ -198,7 +189,7 @@ BoundWeight make_weight(std::pair<int64_t, int64_t> shape, int64_t group_size, i
   }
   if (optional.mins) {
     w.min_type = w.two_level ? ScaleType::uint8 : scale_type_of(*optional.mins, "mins");
-    w.mins = keeper.keep(optional.mins, "mins", per_group, stored_bytes(w.min_type));
+    w.mins = keeper.keep(optional.mins, "mins", per_group, scale_bytes(w.min_type));
   }
   w.super_scales = keeper.keep(optional.super_scales, "super_scales", per_super, 2);
   w.super_mins = keeper.keep(optional.super_mins, "super_mins", per_super, 2);

@@ -28,6 +28,15 @@ class CodeReader {
   static constexpr int kStep = 32 / (Bits & -Bits);  // codes that fill whole rows of every plane
   static constexpr int kQuads = kStep / 4;
 
+  // The rows of a step, of each plane after the other. (Loaded once: where quads read memory
+  // themselves, GCC loads a row again for each of them.)
+  struct Rows {
+    typename T::I32 row[kStep * Bits / 32];
+  };
+
+  template <int slice>
+  static constexpr int rows_per_step() { return kStep * slice_width(Bits, slice) / 32; }
+
   // From k on, a multiple of kStep.
   CodeReader(const Weight& w, int64_t panel, int64_t k) {
     for (int s = 0; s < kSlices; ++s) {
@@ -37,16 +46,32 @@ class CodeReader {
     }
   }
 
-  // Quad q of the step, of the n-th panel.
+  // The step's rows of the n-th panel.
+  NIBBLAS_INLINE Rows load(int n) const {
+    Rows rows;
+    unroll<kSlices>([&](auto s) NIBBLAS_INLINE_LAMBDA {
+      constexpr int first = kStep * slice_low(Bits, s.value) / 32;
+      const uint8_t* from = row_[s.value] + n * stride_[s.value];
+      unroll<rows_per_step<s.value>()>([&](auto i) NIBBLAS_INLINE_LAMBDA {
+        // Hardware prefetchers stop at 4 KB pages and follow few streams; about 1 KB ahead covers
+        // the latency of DRAM at the rate of one core.
+        T::prefetch(from + i.value * kRowBytes + 1024);
+        rows.row[first + i.value] = T::load_i32(from + i.value * kRowBytes);
+      });
+    });
+    return rows;
+  }
+
+  // Quad q of a step.
   template <int q>
-  NIBBLAS_INLINE typename T::I32 quad(int n) const {
+  static NIBBLAS_INLINE typename T::I32 quad(const Rows& rows) {
     auto code = T::zero_i32();
     unroll<kSlices>([&](auto s) NIBBLAS_INLINE_LAMBDA {
       constexpr int width = slice_width(Bits, s.value);
       constexpr int low = slice_low(Bits, s.value);
       constexpr int per_byte = 8 / width;
       constexpr int shift = q % per_byte * width - low;
-      auto part = T::load_i32(row_[s.value] + n * stride_[s.value] + q / per_byte * kRowBytes);
+      auto part = rows.row[kStep * low / 32 + q / per_byte];
       // Bits that cross into a neighbouring byte are outside the mask.
       if constexpr (shift > 0) part = T::template shr<shift>(part);
       if constexpr (shift < 0) part = T::template shl<-shift>(part);
@@ -66,22 +91,7 @@ class CodeReader {
     });
   }
 
-  // Hardware prefetchers stop at 4 KB pages and follow few streams; about 1 KB ahead covers the
-  // latency of DRAM at the rate of one core.
-  NIBBLAS_INLINE void prefetch(int n) const {
-    unroll<kSlices>([&](auto s) NIBBLAS_INLINE_LAMBDA {
-      for (int row = 0; row < rows_per_step<s.value>(); ++row) {
-        T::prefetch(row_[s.value] + n * stride_[s.value] + row * kRowBytes + kPrefetchBytes);
-      }
-    });
-  }
-
  private:
-  static constexpr int64_t kPrefetchBytes = 1024;
-
-  template <int slice>
-  static constexpr int rows_per_step() { return kStep * slice_width(Bits, slice) / 32; }
-
   template <int width, int low>
   static typename T::I32 mask() {
     return T::set1_i32(static_cast<int32_t>(0x01010101u * (((1u << width) - 1) << low)));

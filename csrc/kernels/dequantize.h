@@ -44,8 +44,9 @@ void dequantize_panel(const DequantizeJob& job, int64_t panel) {
   for (int64_t k = 0; k < w.depth; k += run) {
     typename T::I32 rows[run];
     for (int first = 0; first < run; first += Reader::kStep, reader.next()) {
+      const auto codes = reader.load(0);
       unroll<Reader::kStep>([&](auto i) NIBBLAS_INLINE_LAMBDA {
-        const auto quad = reader.template quad<i.value / 4>(0);
+        const auto quad = Reader::template quad<i.value / 4>(codes);
         rows[first + i.value] = T::bits(operands.template operand<i.value % 4>(quad));
       });
     }

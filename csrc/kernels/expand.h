@@ -28,13 +28,13 @@ void expand_codes(const Weight& w, int64_t panel, int panels, int64_t k0, int64_
     const auto load_zeros = [&](int64_t g) { zeros = T::to_f32(group_zeros<T>(w, panel + n, g)); };
     if (kZeros) load_zeros(k0 / w.group);
     for (int64_t k = k0; k < k0 + depth; k += Reader::kStep, reader.next()) {
-      reader.prefetch(0);
+      const auto codes = reader.load(0);
       unroll<halves>([&](auto half) NIBBLAS_INLINE_LAMBDA {
         const int64_t at = k + half.value * (Reader::kStep / halves);
         if (kZeros && at % w.group == 0) load_zeros(at / w.group);
         unroll<parts>([&](auto i) NIBBLAS_INLINE_LAMBDA {
           constexpr int part = half.value * parts + i.value;
-          const auto quad = reader.template quad<part / Ops::kQuadParts>(0);
+          const auto quad = Reader::template quad<part / Ops::kQuadParts>(codes);
           auto operand = operands.template operand<part % Ops::kQuadParts>(quad);
           if constexpr (kZeros) operand = T::sub(operand, zeros);
           Ops::store_w(to + part * stride, operand);
@@ -45,20 +45,41 @@ void expand_codes(const Weight& w, int64_t panel, int panels, int64_t k0, int64_
   }
 }
 
-// What `groups` groups from g0 on are combined with.
+// What of a run of groups can be read as it stands.
+inline Direct direct_groups(const Weight& w, int64_t panel, int64_t g0) {
+  const int64_t index = (panel * w.groups + g0) * kPanel;
+  const bool is_plain = !w.two_level && w.tensor_factor == TensorFactor::none;
+  Direct direct = {};
+  direct.stride = w.groups * kPanel;
+  if (is_plain && w.scale_type == ScaleType::float16) {
+    direct.scales = static_cast<const uint16_t*>(w.scales) + index;
+  }
+  if (is_plain && w.mins && !w.float_zeros && w.min_type == ScaleType::float16) {
+    direct.mins = static_cast<const uint16_t*>(w.mins) + index;
+  }
+  if (w.zero_points && !w.nibble_zeros) direct.zeros = w.zero_points + index;
+  return direct;
+}
+
+// What `groups` groups from g0 on are combined with, but for what is read directly.
 template <class T, class Ops, GroupKind kGroups>
 NIBBLAS_NOINLINE void expand_groups(const Weight& w, int64_t panel, int panels, int64_t g0,
                                     int64_t groups, const Block& out) {
+  constexpr bool mins = kGroups == GroupKind::mins;
+  constexpr bool zeros = kGroups == GroupKind::zero_points;
+  const Direct& direct = out.direct;
+  const bool floats = !direct.scales || (mins && !direct.mins);
+  if (!floats && !(zeros && !direct.zeros)) return;
   for (int n = 0; n < panels; ++n) {
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t at = (g * panels + n) * kPanel;
-      const auto scale = group_scale<T>(w, panel + n, g0 + g);
-      T::store(out.scales + at, scale);
-      if constexpr (kGroups == GroupKind::mins) {
-        T::store(out.mins + at, group_min<T>(w, panel + n, g0 + g, scale));
+      if (floats) {
+        const auto scale = group_scale<T>(w, panel + n, g0 + g);
+        T::store(out.scales + at, scale);
+        if constexpr (mins) T::store(out.mins + at, group_min<T>(w, panel + n, g0 + g, scale));
       }
-      if constexpr (kGroups == GroupKind::zero_points) {
-        T::store_i32(out.zeros + at, group_zeros<T>(w, panel + n, g0 + g));
+      if constexpr (zeros) {
+        if (!direct.zeros) T::store_i32(out.zeros + at, group_zeros<T>(w, panel + n, g0 + g));
       }
     }
   }
@@ -73,6 +94,10 @@ NIBBLAS_NOINLINE void expand_super_blocks(const Weight& w, int64_t panel, int pa
   for (int n = 0; n < panels; ++n) {
     const int64_t index = (panel + n) * w.groups + s0 * groups;
     for (int64_t g = 0; g < supers * groups; ++g) {
+      T::prefetch(static_cast<const char*>(w.scales) + (index + g + supers * groups) * kPanel);
+      if (w.mins) {
+        T::prefetch(static_cast<const char*>(w.mins) + (index + g + supers * groups) * kPanel);
+      }
       T::store_i32(out.factors + (g * panels + n) * kPanel,
                    Ops::as_factor(sub_scale<T>(w, index + g)));
     }

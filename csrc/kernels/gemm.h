@@ -55,7 +55,7 @@ size_t product_scratch_bytes(int64_t rows) {
 template <class T>
 ProductScratch carve_scratch(void* memory, int64_t rows) {
   uint8_t* p = static_cast<uint8_t*>(memory);
-  ProductScratch s;
+  ProductScratch s = {};
   s.block.rows = p;
   p += kBlockRowBytes<T>;
   s.block.scales = reinterpret_cast<float*>(p);
@@ -106,7 +106,8 @@ NIBBLAS_NOINLINE void begin_segment(const Block& group, int panels, TileRows x, 
     for (int n = 0; n < panels; ++n, sums += kPanel) {
       const int32_t start = Ops::kFloat ? 0 : x.starts[row];
       if constexpr (kGroups == GroupKind::zero_points) {
-        Ops::store_sum(sums, Ops::first(start, Ops::load_zeros(group.zeros + n * kPanel)));
+        const auto zeros = Ops::as_zeros(T::load_i32(group.zeros + n * kPanel));
+        Ops::store_sum(sums, Ops::first(start, zeros));
       } else {
         Ops::store_sum(sums, Ops::first(start));
       }

@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kGroupsAtOnce = 16;
 
 template <class T, class Operands, GroupKind kGroups, int MR, int NV>
-void gemv_panels(const ProductJob& job, int64_t panel, const Block& groups) {
+void gemv_panels(const ProductJob& job, int64_t panel, Block groups) {
   using Source = PlaneSource<T, Operands, kGroups, NV>;
   using Ops = typename Operands::Ops;
   const Weight& w = *job.weight;
@@ -25,16 +25,16 @@ void gemv_panels(const ProductJob& job, int64_t panel, const Block& groups) {
   for (int64_t s = 0; s < x.segments; s += run) {
     const int64_t count = smaller(run, x.segments - s);
     const int64_t k = s * x.segment;
-    const Source source(w, panel, k, groups);
-    const TileRows part =
-        advance(rows, MR, k / 4 * Ops::kQuadParts, s, x.segment_starts);
+    const TileRows part = advance(rows, MR, k / 4 * Ops::kQuadParts, s, x.segment_starts);
     if constexpr (kGroups == GroupKind::two_level) {
       expand_super_blocks<T, Ops>(w, panel, NV, s, count, groups);
-      multiply_super_blocks<T, MR>(source, part, count, acc);
+      multiply_super_blocks<T, MR>(Source(w, panel, k, groups), part, count, acc);
     } else {
+      groups.direct = direct_groups(w, panel, w.per_channel ? 0 : s);
       const int64_t last = smaller(x.segment, w.depth_padded - (s + count - 1) * x.segment);
       expand_groups<T, Ops, kGroups>(w, panel, NV, s, w.per_channel ? 1 : count, groups);
-      multiply_segments<T, MR>(source, part, count, Source::steps(x.segment), Source::steps(last),
+      multiply_segments<T, MR>(Source(w, panel, k, groups), part, count,
+                               Source::steps(x.segment), Source::steps(last),
                                w.per_channel ? 0 : 1, acc);
     }
   }

@@ -13,7 +13,7 @@ struct IntOps : Dot {
   static constexpr bool kFloat = false;
   using Sum = typename T::I32;
   using Zero = typename T::I32;
-  static Zero load_zeros(const int32_t* p) { return T::load_i32(p); }
+  static Zero as_zeros(typename T::I32 zeros) { return zeros; }
   static Sum first(int32_t start) { return T::set1_i32(start); }
   static Sum first(int32_t start, Zero zeros) { return T::mul_i32(T::set1_i32(start), zeros); }
   static Sum load_sum(const void* p) { return T::load_i32(p); }
@@ -36,7 +36,7 @@ struct FloatOps {
   using Acc = typename T::F32;
   using Sum = typename T::F32;
   using Zero = typename T::F32;
-  static Zero load_zeros(const int32_t* p) { return T::to_f32(T::load_i32(p)); }
+  static Zero as_zeros(typename T::I32 zeros) { return T::to_f32(zeros); }
   static W load_w(const uint8_t* p) { return T::from_bits(T::load_i32(p)); }
   static void store_w(uint8_t* p, W w) { T::store_i32(p, T::bits(w)); }
   static X load_x(const int32_t* p) {

@@ -31,15 +31,6 @@ inline typename T::F32 from_e4m3(typename T::I32 byte) {
   return T::from_bits(T::select_i32(nan, T::set1_i32(kCanonicalNan), T::or_i32(scaled, sign)));
 }
 
-inline int64_t scale_bytes(ScaleType type) {
-  switch (type) {
-    case ScaleType::float32: return 4;
-    case ScaleType::float16:
-    case ScaleType::bfloat16: return 2;
-    default: return 1;
-  }
-}
-
 // The `index`-th run of 16 scales or mins of a plane.
 template <class T>
 inline typename T::F32 load_scales(const void* plane, ScaleType type, int64_t index) {

@@ -22,10 +22,12 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
   do {
+    typename Source::Raw raw[NV];
+    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.load(n.value); });
     unroll<Source::kParts>([&](auto part) NIBBLAS_INLINE_LAMBDA {
       typename Ops::W operand[NV];
       unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-        operand[n.value] = w.template operand<part.value>(n.value);
+        operand[n.value] = w.template operand<part.value>(n.value, raw[n.value]);
       });
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
         const auto xm = Ops::load_x(x + part.value * MR + m.value);

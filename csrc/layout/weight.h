@@ -113,6 +113,16 @@ inline int slice_widths(int bits, int widths[kMaxSlices]) {
   return count;
 }
 
+// Bytes of a stored scale, min or float zero point.
+inline int64_t scale_bytes(ScaleType type) {
+  switch (type) {
+    case ScaleType::float32: return 4;
+    case ScaleType::float16:
+    case ScaleType::bfloat16: return 2;
+    default: return 1;
+  }
+}
+
 // Rows of 16 bytes that zero points have per panel.
 inline int64_t zero_rows(const Weight& w) { return w.nibble_zeros ? (w.groups + 1) / 2 : w.groups; }
 

@@ -99,12 +99,6 @@ void dequantize(const Weight& w, const Array& out, int threads) {
 
 namespace {
 
-int64_t stored_bytes(ScaleType type) {
-  return type == ScaleType::float32                                    ? 4
-         : type == ScaleType::float16 || type == ScaleType::bfloat16 ? 2
-                                                                       : 1;
-}
-
 // Sixteen rows of a packed weight, gathered as a panel of their own.
 class GatheredPanel {
  public:
@@ -135,8 +129,8 @@ class GatheredPanel {
     for (int s = 0; s < w.slices; ++s) {
       f(w.slice[s].data, plane_rows(w.depth_padded, w.slice[s].bits), 4);
     }
-    f(w.scales, w.groups, stored_bytes(w.scale_type));
-    if (w.mins) f(w.mins, w.groups, stored_bytes(w.min_type));
+    f(w.scales, w.groups, scale_bytes(w.scale_type));
+    if (w.mins) f(w.mins, w.groups, scale_bytes(w.min_type));
     if (w.zero_points) f(w.zero_points, zero_rows(w), 1);
     if (w.super_scales) f(w.super_scales, w.supers, 2);
     if (w.super_mins) f(w.super_mins, w.supers, 2);

@@ -278,8 +278,12 @@ def _stored_codes(codes: Any, scheme: Scheme) -> Array:
     if codes.ndim != 2:
         raise ValueError(f"codes must be a matrix (N, K), got shape {codes.shape}")
     _check_range("codes", codes, scheme.code_min, scheme.code_max, scheme)
-    # Exact: modulo 256, adding the zero to a signed integer gives the unsigned code.
-    return codes.astype(np.uint8) + np.uint8(-scheme.code_min)
+    if not scheme.signed:
+        return codes.astype(np.uint8, copy=False)
+    # Exact: modulo 256, less the least integer the code is counted from 0.
+    stored = codes.astype(np.uint8)
+    stored -= np.uint8(scheme.code_min & 255)
+    return stored
 
 
 def _zero_points(zero_points: Any, scheme: Scheme, per_group: _PerGroup) -> Array | int:

@@ -8,14 +8,15 @@ import fnmatch
 import json
 import math
 import os
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
 from nibblas._arrays import Array
+from nibblas.cli import _text
 from nibblas.io._packed_source import PackedSource
-from nibblas.io._source import Source
+from nibblas.io._source import Entry, Source
 from nibblas.io.packed import KEY, describe, encode_description, plane_spec, tensor_name
 from nibblas.io.safetensors import NUMPY_DTYPES, TensorSpec, Writer, spec_of
 from nibblas.runtime import get_num_threads, set_num_threads
@@ -106,6 +107,12 @@ def threads(count: int | None) -> Iterator[None]:
         set_num_threads(before)
 
 
+class Part(Protocol):
+    """What writes the planes of a packed weight."""
+
+    def write(self, writer: Writer) -> None: ...
+
+
 class Output:
     """A file to be written: its tensors are listed first, then written."""
 
@@ -147,6 +154,22 @@ class Output:
     def writer(self, path: str, metadata: dict[str, str]) -> Writer:
         """The writer of the file, once all is listed."""
         return Writer(path, self.specs, {**metadata, KEY: encode_description(self.descriptions)})
+
+    def write_all(
+        self, path: str, source: Source, found: Mapping[str, Entry], parts: Mapping[str, Part]
+    ) -> None:
+        """Write the file: `parts` write themselves, all else of `found` is copied."""
+        with (
+            _text.Progress(sum(entry.nbytes for entry in found.values())) as progress,
+            self.writer(path, text_metadata(source)) as writer,
+        ):
+            for name, entry in found.items():
+                progress.step(name, entry.nbytes)
+                if name in parts:
+                    parts[name].write(writer)
+                else:
+                    writer.write(name, source.stored(name)[1])
+                source.release()
 
     def write_piece(self, writer: Writer, name: str, start: int, weight: PackedWeight) -> None:
         """Write the rows of a weight from `start` on."""

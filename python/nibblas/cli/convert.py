@@ -23,7 +23,6 @@ from nibblas.cli._sources import (
     add_patterns,
     is_chosen,
     open_source,
-    text_metadata,
     threads,
 )
 
@@ -64,24 +63,13 @@ def convert(arguments: argparse.Namespace) -> dict[str, Any]:
         else:
             output.add(name, source.stored(name)[0])
         source.release()
-    total = sum(entry.nbytes for entry in found.values())
-    with (
-        _text.Progress(total) as progress,
-        output.writer(arguments.output, text_metadata(source)) as writer,
-    ):
-        for name, entry in found.items():
-            progress.step(name, entry.nbytes)
-            if name in weights:
-                weights[name].write(writer)
-            else:
-                writer.write(name, source.stored(name)[1])
-            source.release()
+    output.write_all(arguments.output, source, found, weights)
     return {
         "input": arguments.checkpoint,
         "output": arguments.output,
         "tensors": [weight.report() for weight in weights.values()],
         "copied": len(found) - len(weights),
-        "nbytes_before": total,
+        "nbytes_before": sum(entry.nbytes for entry in found.values()),
         "nbytes_after": output.nbytes,
         "seconds": time.perf_counter() - started,
     }

@@ -32,7 +32,6 @@ from nibblas.cli._sources import (
     open_source,
     piece_rows,
     spec_of_plane,
-    text_metadata,
     threads,
 )
 from nibblas.io._source import Source
@@ -96,27 +95,14 @@ def convert(arguments: argparse.Namespace) -> dict[str, Any]:
     if not jobs:
         raise ValueError(f"{arguments.input}: no 2-D tensor of type F32, F16 or BF16 matches")
 
-    total = sum(entry.nbytes for entry in found.values())
-    with (
-        _text.Progress(total) as progress,
-        output.writer(arguments.output, text_metadata(source)) as writer,
-    ):
-        for name, entry in found.items():
-            progress.step(name, entry.nbytes)
-            if name in jobs:
-                jobs[name].write(writer)
-            elif name in weights:
-                weights[name].write(writer)
-            else:
-                writer.write(name, source.stored(name)[1])
-            source.release()
+    output.write_all(arguments.output, source, found, {**weights, **jobs})
     return {
         "input": arguments.input,
         "output": arguments.output,
         "scheme": arguments.scheme,
         "tensors": [job.report() for job in jobs.values()],
         "copied": len(found) - len(jobs),
-        "nbytes_before": total,
+        "nbytes_before": sum(entry.nbytes for entry in found.values()),
         "nbytes_after": output.nbytes,
         "seconds": time.perf_counter() - started,
     }
