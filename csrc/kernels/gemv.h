@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Few rows: each weight byte is used once per row, straight from the packed planes, so the work is
-// bound by memory. Several panels are in flight, each a stream of its own.
+// bound by memory. Several panels are in flight, or one: see panels_in_flight.
 #pragma once
 
 #include "kernels/gemm.h"
@@ -10,6 +10,17 @@ namespace {
 
 // Groups whose scales are converted at once: 4 KB of floats for 4 panels.
 constexpr int64_t kGroupsAtOnce = 16;
+
+// Weights of more bytes than stay in L2 come from memory, which one panel after the other reads best:
+// one stream of codes from the matrix's begin to its end. In the caches, and with more rows or
+// floats, where arithmetic counts, panels share what they load of x and hide each other's latency.
+constexpr int64_t kCachedBytes = int64_t{1} << 20;
+
+template <class T, class Ops, int MR>
+int panels_in_flight(const Weight& w) {
+  const bool from_memory = w.panels * plane_rows(w.depth_padded, w.bits) * kRowBytes > kCachedBytes;
+  return from_memory && !Ops::kFloat && MR <= T::kStreamRows ? 1 : T::gemv_panels(MR);
+}
 
 template <class T, class Operands, GroupKind kGroups, int MR, int NV>
 void gemv_panels(const ProductJob& job, int64_t panel, Block groups) {
@@ -32,6 +43,7 @@ void gemv_panels(const ProductJob& job, int64_t panel, Block groups) {
     } else {
       groups.direct = direct_groups(w, panel, w.per_channel ? 0 : s);
       const int64_t last = smaller(x.segment, w.depth_padded - (s + count - 1) * x.segment);
+      if constexpr (NV == 1) prefetch_groups<T>(groups.direct, w.per_channel ? 1 : count);
       expand_groups<T, Ops, kGroups>(w, panel, NV, s, w.per_channel ? 1 : count, groups);
       multiply_segments<T, MR>(Source(w, panel, k, groups), part, count,
                                Source::steps(x.segment), Source::steps(last),
@@ -48,8 +60,10 @@ void gemv(const ProductJob& job, int64_t panel0, int64_t panel1, void* scratch) 
     constexpr int MR = decltype(mr)::value;
     constexpr int NV = T::gemv_panels(MR);
     int64_t panel = panel0;
-    for (; panel + NV <= panel1; panel += NV) {
-      gemv_panels<T, Operands, kGroups, MR, NV>(job, panel, groups);
+    if (panels_in_flight<T, typename Operands::Ops, MR>(*job.weight) == NV) {
+      for (; panel + NV <= panel1; panel += NV) {
+        gemv_panels<T, Operands, kGroups, MR, NV>(job, panel, groups);
+      }
     }
     for (; panel < panel1; ++panel) gemv_panels<T, Operands, kGroups, MR, 1>(job, panel, groups);
   });

@@ -15,12 +15,28 @@ struct TileRows {
   const float* sums;
 };
 
+// f(m, n) for each of MR rows and NV panels.
+template <int MR, int NV, class F>
+NIBBLAS_INLINE void for_tile(const F& f) {
+  unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
+    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { f(m, n); });
+  });
+}
+
 // acc += the products of `steps` steps of the source, at least one, with the words of x.
 template <class T, int MR, class Source>
 NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
                                    typename Source::Ops::Acc (&acc)[MR][Source::kPanels]) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
+  // A small tile has too few sums to hide a dot product's latency, so every second quad goes to
+  // sums of its own.
+  constexpr bool split = Ops::kSplits && MR * NV < 4 && Source::kParts > 1;
+  typename Ops::Acc odd[split ? MR : 1][split ? NV : 1];
+  if constexpr (split) {
+    for_tile<MR, NV>(
+        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { odd[m.value][n.value] = T::zero_i32(); });
+  }
   do {
     typename Source::Raw raw[NV];
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.load(n.value); });
@@ -32,21 +48,22 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
         const auto xm = Ops::load_x(x + part.value * MR + m.value);
         unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-          acc[m.value][n.value] = Ops::step(acc[m.value][n.value], operand[n.value], xm);
+          if constexpr (split && part.value % 2) {
+            odd[m.value][n.value] = Ops::step(odd[m.value][n.value], operand[n.value], xm);
+          } else {
+            acc[m.value][n.value] = Ops::step(acc[m.value][n.value], operand[n.value], xm);
+          }
         });
       });
     });
     x += Source::kParts * MR;
     w.next();
   } while (--steps > 0);
-}
-
-// f(m, n) for each of MR rows and NV panels.
-template <int MR, int NV, class F>
-NIBBLAS_INLINE void for_tile(const F& f) {
-  unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { f(m, n); });
-  });
+  if constexpr (split) {
+    for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
+      acc[m.value][n.value] = T::add_i32(acc[m.value][n.value], odd[m.value][n.value]);
+    });
+  }
 }
 
 // add(acc, first) for sums of at most as many steps as narrow accumulators hold, in order.

@@ -20,6 +20,7 @@ struct Avx2 {
   static constexpr int kGemmRows = 6;
   static constexpr int kGemmPanels = 1;
   static constexpr int kGemvRows = 4;
+  static constexpr int kStreamRows = 2;  // see panels_in_flight
   static constexpr int gemv_panels(int rows) { return rows <= 2 ? 2 : 1; }
 
   struct F32 {
@@ -252,6 +253,7 @@ struct Avx2 {
     static constexpr int kQuadParts = 1;
     static constexpr bool kWideX = false;
     static constexpr bool kNarrow = true;
+    static constexpr bool kSplits = false;
     static constexpr bool kPlaneIsOperand = false;
     template <int part>
     static W operand(I32 quad) { return quad; }
@@ -281,6 +283,7 @@ struct Avx2 {
     static constexpr int kQuadParts = 2;
     static constexpr bool kWideX = true;
     static constexpr bool kNarrow = false;
+    static constexpr bool kSplits = false;
     static constexpr bool kPlaneIsOperand = false;
     template <int part>
     static W operand(I32 quad) {
