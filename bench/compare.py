@@ -15,6 +15,7 @@ pair of processes; Student's t over the pairs says what is chance (see compare_s
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import json
 import math
@@ -33,6 +34,7 @@ import shapes
 import speed
 from compare_builds import Side
 
+import nibblas
 from nibblas.cli import _bench, _measure, _text
 
 WORKER = Path(__file__).with_name("compare_worker.py")
@@ -300,10 +302,11 @@ def as_text(report: dict[str, Any]) -> str:
         text.append(f"outputs have other bits: {'; '.join(other)}")
     if some := [e["case"] for e in report["cases"] if e["verdict"] == "equal" and e["vague"]]:
         text.append(f"wide intervals, take more --seconds or --launches: {'; '.join(some)}")
-    for entry in report["cases"]:
-        for side, error in zip(("base", "changed"), entry["errors"], strict=True):
+    for side, name in enumerate(("base", "changed side")):
+        errors = collections.Counter(entry["errors"][side] for entry in report["cases"])
+        for error, count in errors.items():
             if error:
-                text.append(f"{entry['case']}: {side}: {error}")
+                text.append(f"the {name} cannot run {count} cases: {error}")
     compilers = [side["compiler"] for side in report["sides"]]
     if compilers[0] != compilers[1]:
         text.append(f"compilers differ: {compilers[0]}, {compilers[1]}")
@@ -331,7 +334,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--list", action="store_true", help="print the names of the cases and do nothing else")
     add("--shape", default=shapes.COMPARE_SHAPE, metavar="NxK")
     add("--schemes", default=shapes.COMPARE_SCHEMES, metavar="NAME,...")
-    add("--targets", metavar="NAME,...", help="default: what each side chooses by itself")
+    add("--targets", metavar="NAME,...", help='or "all"; default: what each side chooses')
     add("--threads", default="1", metavar="N,...", help="more than 1: wall time; default: 1")
     add("--seconds", type=float, default=3.0, help="for each case; default: 3")
     add("--launches", type=int, default=10, help="pairs of processes, 2 or more; default: 10")
@@ -341,7 +344,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--json", action="store_true", help="print JSON")
     add("--check", action="store_true", help="exit with 1 if a case is slower or has other bits")
     arguments = parser.parse_args(argv)
-    arguments.targets = arguments.targets.split(",") if arguments.targets else [None]
+    if arguments.targets == "all":
+        arguments.targets = nibblas.available_targets()
+    else:
+        arguments.targets = arguments.targets.split(",") if arguments.targets else [None]
     arguments.threads = _bench.parse_rows(arguments.threads)
     if arguments.launches < 2:
         parser.error("--launches must be at least 2: one pair of processes has no spread")

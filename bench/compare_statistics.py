@@ -2,9 +2,8 @@
 """What compare.py concludes from its samples: Student's t, Holm's correction, verdicts.
 
 An observation is the median log ratio of one pair of processes, not of one round: where a process
-has its memory and its code moves its times by up to some per cent for as long as it lives, and
-more rounds only make that look certain. Pairs of processes are independent, so their mean
-has the t distribution's interval.
+has its memory and its code moves its times by some per cent for as long as it lives, and more
+rounds only make that look certain. Pairs of processes are independent of each other.
 """
 
 from __future__ import annotations
@@ -98,5 +97,5 @@ def verdict(found: Estimate, adjusted_p: float, least: float) -> str:
 
 
 def vague(found: Estimate, least: float) -> bool:
-    """Whether the interval leaves room for a change both ways, so that "equal" says little."""
-    return found.low < 1 / (1 + least) and found.high > 1 + least
+    """Whether the interval is wider than all that counts as equal, so that "equal" says little."""
+    return found.high > (1 + least) ** 2 * found.low
