@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The two sides of compare.py: finds what a word means and builds it into a folder of its own.
 
-A commit is built once, from what git has of it; the working tree is built anew where it changed.
+A commit is built once, from what git has of it; commits with the same sources share a build. The
+working tree is built anew where it changed.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def find(word: str, cache: Path) -> Side:
     if word == WORKING_TREE and is_changed():
         return Side(word, "", built(ROOT, cache / f"working-tree{suffix()}"))
     commit = git("rev-parse", "--verify", f"{'HEAD' if word == WORKING_TREE else word}^{{commit}}")
-    folder = cache / f"{commit[:12]}{suffix()}"
+    sources = hashlib.sha256(git("ls-tree", commit, "--", *BUILT_FROM).encode())
+    folder = cache / f"{sources.hexdigest()[:12]}{suffix()}"
     if not (folder / "site").is_dir():
         extract(commit, folder / "source")
         built(folder / "source", folder)

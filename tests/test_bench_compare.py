@@ -319,7 +319,7 @@ def repository(tmp_path, monkeypatch):
 
 
 def test_a_commit_is_built_once(repository, tmp_path):
-    _, _, builds = repository
+    root, run, builds = repository
     before = compare_builds.find("HEAD~", tmp_path / "cache")
     assert builds == ["first"]
     assert compare_builds.find(before.commit[:10], tmp_path / "cache").site == before.site
@@ -328,6 +328,11 @@ def test_a_commit_is_built_once(repository, tmp_path):
     assert builds == ["first", "second"]
     assert after.site != before.site
     assert not (after.site.parent / "source").exists()
+    (root / "page").write_text("nothing to build")
+    run("add", ".")
+    run("commit", "-m", "third")
+    assert compare_builds.find("HEAD", tmp_path / "cache").site == after.site
+    assert builds == ["first", "second"]
     with pytest.raises(ValueError, match="git rev-parse"):
         compare_builds.find("no-such-branch", tmp_path / "cache")
 
