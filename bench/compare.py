@@ -137,7 +137,7 @@ def all_cases(arguments: argparse.Namespace) -> list[Case]:
     few = (min(shapes.COMPARE_WEIGHT_COLS, shape.cols), shape.depth)
     found: list[Case] = []
 
-    def add(name: str, kind: str, size: Sequence[int], cold: bool = False, **more: object) -> None:
+    def add(name: str, kind: str, size: Sequence[int], cold: bool = False, **more: Any) -> None:
         cold_bytes = arguments.cold_bytes if cold else 0
         found.append({"name": name, "kind": kind, "shape": size, "cold_bytes": cold_bytes, **more})
 
@@ -146,7 +146,7 @@ def all_cases(arguments: argparse.Namespace) -> list[Case]:
         for rows in (*shapes.COMPARE_COLD_ROWS, *shapes.COMPARE_WARM_ROWS):
             cold = rows in shapes.COMPARE_COLD_ROWS
             name = f"linear {choice.label} rows {rows} {'cold' if cold else 'warm'}"
-            more = {"scheme": scheme, "rows": rows, "compute": "int8"}
+            more: dict[str, Any] = {"scheme": scheme, "rows": rows, "compute": "int8"}
             add(name, "linear", shape[1:], cold, **more)
     choice = schemes[0]
     for rows in shapes.COMPARE_FLOAT_ROWS:
@@ -242,8 +242,8 @@ def judge(results: Sequence[Result], least: float) -> list[dict[str, Any]]:
     estimates = [compare_statistics.estimate(result.logs) for result in measured]
     adjusted = compare_statistics.holm([found.p for found in estimates])
     found_of = {
-        result.case["name"]: both
-        for result, *both in zip(measured, estimates, adjusted, strict=True)
+        result.case["name"]: (found, p)
+        for result, found, p in zip(measured, estimates, adjusted, strict=True)
     }
     judged = []
     for result in results:

@@ -65,7 +65,7 @@ class Weights:
         """Add a copy; False if there are enough."""
         if len(self.copies) < self.wanted:
             self.copies.append(self.copies[0].copy())
-        return len(self.copies) < self.wanted
+        return bool(len(self.copies) < self.wanted)
 
 
 WEIGHTS: dict[str, Weights] = {}
@@ -128,7 +128,7 @@ class Timed:
 
     def digest(self) -> str:
         """Of all bits of the last result."""
-        result = self.result
+        result: Any = self.result
         if isinstance(result, nibblas.PackedWeight):
             parts = [plane for _, plane in sorted(result.planes.items())]
         else:
