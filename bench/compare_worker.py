@@ -59,13 +59,13 @@ class Weights:
 
     def __init__(self, case: Case) -> None:
         self.copies = [quantized(case["shape"], case["scheme"], 1)]
-        self.wanted = max(1, math.ceil(case["cold_bytes"] / self.copies[0].nbytes))
+        self.wanted: int = max(1, math.ceil(case["cold_bytes"] / self.copies[0].nbytes))
 
     def grow(self) -> bool:
         """Add a copy; False if there are enough."""
         if len(self.copies) < self.wanted:
             self.copies.append(self.copies[0].copy())
-        return bool(len(self.copies) < self.wanted)
+        return len(self.copies) < self.wanted
 
 
 WEIGHTS: dict[str, Weights] = {}
