@@ -27,8 +27,9 @@ struct Avx512Vnni {
   static constexpr int kGemmRows = 6;
   static constexpr int kGemmPanels = 4;
   static constexpr int kGemvRows = 4;
-  static constexpr int kStreamRows = 2;  // see panels_in_flight
-  static constexpr int gemv_panels(int rows) { return rows <= 3 ? 4 : 2; }
+  static constexpr int kStreamRows = 2;    // see reads_one_stream
+  static constexpr int kStraightRows = 32;  // see straight_rows
+  static constexpr int gemv_panels(int) { return 4; }
 
   using F32 = __m512;
   using I32 = __m512i;

@@ -19,7 +19,8 @@ struct Scalar {
   static constexpr int kGemmRows = 2;
   static constexpr int kGemmPanels = 1;
   static constexpr int kGemvRows = 1;
-  static constexpr int kStreamRows = 2;  // see panels_in_flight
+  static constexpr int kStreamRows = 2;    // see reads_one_stream
+  static constexpr int kStraightRows = 1;   // see straight_rows
   static constexpr int gemv_panels(int) { return 1; }
   static constexpr int kLanes = 16;
 
