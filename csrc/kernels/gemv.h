@@ -59,7 +59,8 @@ NIBBLAS_INLINE void for_each_gemv_tile(const PackedRows& x, int64_t panel0, int6
 }
 
 template <class T, class Operands, GroupKind kGroups, int MR, int NV>
-void gemv_panels(const ProductJob& job, int64_t panel, int64_t row, TileRows rows, Block groups) {
+NIBBLAS_NOINLINE void gemv_panels(const ProductJob& job, int64_t panel, int64_t row, TileRows rows,
+                                  Block groups) {
   using Source = PlaneSource<T, Operands, kGroups, NV>;
   using Ops = typename Operands::Ops;
   const Weight& w = *job.weight;

@@ -63,7 +63,8 @@ void integer_gemm_panels(const IntegerProductJob& job, Expand expand, int64_t pa
 }
 
 template <class T, class Operands, int MR, int NV>
-void integer_gemv_panels(const IntegerProductJob& job, int64_t panel, int64_t row, TileRows x) {
+NIBBLAS_NOINLINE void integer_gemv_panels(const IntegerProductJob& job, int64_t panel, int64_t row,
+                                          TileRows x) {
   using Source = PlaneSource<T, Operands, GroupKind::constant, NV>;
   const Weight& w = *job.weight;
   const Source planes(w, panel, 0, {});
