@@ -11,9 +11,9 @@ namespace {
 // Groups whose scales are converted at once: 4 KB of floats for 4 panels.
 constexpr int64_t kGroupsAtOnce = 16;
 
-// Rows up to here are multiplied straight from the planes, a tile after the other at the same panels:
-// they share what the first has brought into the caches. More rows are better off with codes that
-// are expanded once for all of them; 8-bit codes per channel are operands as they stand.
+// Rows up to here are multiplied straight from the planes, a tile after the other at the same
+// panels: they share what the first has brought into the caches. More rows are better off with
+// codes that are expanded once for all of them; 8-bit codes per channel are operands as they stand.
 template <class T>
 int straight_rows(const Weight& w) {
   return w.bits == 8 && w.per_channel ? T::kGemvRows : T::kStraightRows;
@@ -26,9 +26,10 @@ int gemv_tile_rows(int64_t rows) {
   return tiles ? static_cast<int>((rows + tiles - 1) / tiles) : 1;
 }
 
-// Weights of more bytes than stay in L2 come from memory, which one panel after the other reads best:
-// one stream of codes from the matrix's begin to its end. In the caches, and with more rows or
-// floats, where arithmetic counts, panels share what they load of x and hide each other's latency.
+// Weights of more bytes than stay in L2 come from memory, which one panel after the other reads
+// best: one stream of codes from the matrix's beginning to its end. In the caches, and with more
+// rows or floats, where arithmetic counts, panels share what they load of x and hide each other's
+// latency.
 constexpr int64_t kCachedBytes = int64_t{1} << 20;
 
 template <class T>

@@ -42,8 +42,8 @@ NIBBLAS_INLINE typename T::I32 offset_pair(const Weight& w, int64_t panel, int64
   return T::or_i32(low, T::template shl<16>(factor(g + 1)));
 }
 
-// Few rows read what is most often stored, float16 and bytes, as it stands: converting it ahead took
-// a tenth of a product of one row. Null where it is expanded.
+// Few rows read what is most often stored, float16 and bytes, as it stands: converting it ahead
+// took a tenth of a product of one row. Null where it is expanded.
 struct Direct {
   const uint16_t* scales;  // of the block's first group and panel
   const uint16_t* mins;

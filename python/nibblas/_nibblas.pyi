@@ -5,6 +5,7 @@ num_threads is a number, or 0 for the number set for the process. bfloat16 array
 of ml_dtypes; planes hold bfloat16 as its bits in uint16.
 """
 
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
