@@ -108,7 +108,10 @@ def _symmetric(dense: Array, kind: Kind, threads: int) -> nibblas.PackedWeight:
 
 
 class Bound(NamedTuple):
-    """A product with everything in place: call it, then look at its output (rows, N)."""
+    """A product with everything in place: call it, then look at its output (rows, N).
+
+    Keep all of it, and x, as long as it is called: libraries borrow the arrays' memory.
+    """
 
     call: Callable[[], object]
     output: Callable[[], Array]
@@ -129,4 +132,3 @@ class Op(NamedTuple):
     label: str
     build: Callable[[], Model]
     dense: Array | None = None  # its weights, where it does not keep ours exactly
-    copies: bool = True  # False: has no weights of its own, one copy serves

@@ -14,10 +14,6 @@ from nibblas.cli.peers._base import Bound, Op, Weight
 
 REQUIRES = ("openvino",)
 
-WHOLE_ROW = str(2**64 - 1)
-"""As a group size of activations; Python's integers become signed ones there."""
-
-
 def version() -> str:
     """Of OpenVINO."""
     import openvino
@@ -47,7 +43,7 @@ class _Compiled:
             "INFERENCE_NUM_THREADS": threads,
             "NUM_STREAMS": 1,
             "INFERENCE_PRECISION_HINT": "f32",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": weight.kind.group_size or WHOLE_ROW,
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": weight.kind.group_size or weight.shape[1],
         }
         self.cols = weight.shape[0]
         codes = weight.codes.nbytes // (2 if weight.kind.scheme == "int4" else 1)
