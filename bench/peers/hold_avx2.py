@@ -127,6 +127,17 @@ def write_sites(file: Path) -> dict[str, int]:
     return counts
 
 
+def environment(folder: Path) -> tuple[dict[str, str], dict[str, int]]:
+    """The variables that hold a process to AVX2, made of files in `folder`; and what they hide."""
+    sites, library = folder / "sites", folder / "hold_avx2.so"
+    counts = write_sites(sites)
+    gcc = shutil.which("gcc") or "cc"
+    source = HERE / "hold_avx2.c"
+    subprocess.run([gcc, "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
+    own = {"LD_AUDIT": str(library.resolve()), "HOLD_AVX2_SITES": str(sites.resolve())}
+    return {**VARIABLES, **own}, counts
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -137,16 +148,11 @@ def main() -> None:
     if not arguments.command:
         parser.error("no command given")
     with tempfile.TemporaryDirectory() as scratch:
-        sites, library = Path(scratch, "sites"), Path(scratch, "hold_avx2.so")
-        counts = write_sites(sites)
+        held, counts = environment(Path(scratch))
         if arguments.verbose:
             for name, count in counts.items():
                 print(f"{count:4} CPUID in {name}", file=sys.stderr)
-        source = HERE / "hold_avx2.c"
-        gcc = shutil.which("gcc") or "cc"
-        subprocess.run([gcc, "-O1", "-shared", "-fPIC", "-o", library, source], check=True)
-        own = {"LD_AUDIT": str(library), "HOLD_AVX2_SITES": str(sites)}
-        done = subprocess.run(arguments.command, env={**os.environ, **VARIABLES, **own})
+        done = subprocess.run(arguments.command, env={**os.environ, **held})
     raise SystemExit(done.returncode)
 
 

@@ -20,7 +20,7 @@ FULL_SHAPES = "384x1536,1024x1024,4096x4096,11008x4096,4096x11008"
 FULL_ROWS = "1,4,8,32,128,512"
 
 CLOCKS = {
-    "process CPU": "the CPU time of the process, since some libraries work on a thread of their own",
+    "process CPU": "CPU time of the process, since some libraries work on a thread of their own",
     "wall": "wall time",
 }
 

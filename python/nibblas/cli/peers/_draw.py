@@ -34,7 +34,11 @@ def speeds(report: dict[str, Any], path: str) -> None:
     columns = min(3, len(kinds)) if len(shapes) == 1 else len(kinds)
     lines = -(-len(kinds) * len(shapes) // columns)
     figure, axes = pyplot.subplots(
-        lines, columns, squeeze=False, figsize=(3.5 * columns, 2.9 * lines + 1), layout="constrained"
+        lines,
+        columns,
+        squeeze=False,
+        figsize=(3.5 * columns, 2.9 * lines + 1),
+        layout="constrained",
     )
     panels = [(shape, kind) for shape in shapes for kind in kinds]
     handles: dict[str, Any] = {}
@@ -45,18 +49,10 @@ def speeds(report: dict[str, Any], path: str) -> None:
         axis.set_title(f"{cols}x{depth} {KINDS[panel[1]].name}", fontsize="medium", loc="left")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    figure.supxlabel("rows", fontsize="medium")
-    figure.supylabel("GOP/s", fontsize="medium")
-    columns_of_legend = 3 if columns > 1 else 1
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=columns_of_legend,
-        frameon=False,
-        fontsize="small",
-    )
-    _finish(pyplot, figure, report, path)
+    # The limits last, whichever panel has brought them.
+    ordered = sorted(handles, key=lambda label: label.startswith("limit"))
+    handles = {label: handles[label] for label in ordered}
+    _finish(figure, axes, handles, "rows", report, path, ncols=min(3, columns))
 
 
 def _speed_panel(axis: Any, cases: Sequence[dict[str, Any]], rows: Sequence[int]) -> dict[str, Any]:
@@ -131,22 +127,10 @@ def roofline(report: dict[str, Any], path: str) -> None:
         axis.set_title(f"{shape[0]}x{shape[1]}", fontsize="medium", loc="left")
     for axis in axes.flat[len(shapes) :]:
         axis.set_visible(False)
-    figure.supxlabel("operations per byte of weights", fontsize="medium")
-    figure.supylabel("GOP/s", fontsize="medium")
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=4,
-        frameon=False,
-        fontsize="small",
-    )
-    _finish(pyplot, figure, report, path)
+    _finish(figure, axes, handles, "operations per byte of weights", report, path, ncols=4)
 
 
-def _roof_panel(
-    axis: Any, cases: Sequence[dict[str, Any]], kinds: Sequence[str]
-) -> dict[str, Any]:
+def _roof_panel(axis: Any, cases: Sequence[dict[str, Any]], kinds: Sequence[str]) -> dict[str, Any]:
     cold = {(case["kind"], case["rows"]) for case in cases if case["cold"]}
     chosen = [case for case in cases if case["cold"] or (case["kind"], case["rows"]) not in cold]
     handles: dict[str, Any] = {}
@@ -159,7 +143,8 @@ def _roof_panel(
             rivals = [
                 c
                 for c in chosen
-                if (c["kind"], c["rows"]) == (kind, case["rows"]) and c.get("matching")
+                if (c["kind"], c["rows"]) == (kind, case["rows"])
+                and c.get("matching")
                 and c["against"] == "nibblas"
             ]
             if rivals:
@@ -167,17 +152,21 @@ def _roof_panel(
                 best.append((_intensity(peer), peer["gops"]))
         (handles[kind],) = axis.plot(*_columns(points), color=color, marker="o", ms=4, lw=1.2)
         axis.plot(*_columns(best), color=color, marker="s", ms=4, ls="", mfc="white")
-    (handles["best peer (hollow)"],) = axis.plot([], [], color="0.4", marker="s", ls="", mfc="white")
+    (handles["best peer (hollow)"],) = axis.plot(
+        [], [], color="0.4", marker="s", ls="", mfc="white"
+    )
     reads = [c["read_gbps"] for c in cases if c["cold"]] or [c["read_gbps"] for c in cases]
     peak = max(case["peak_gops"] for case in cases)
     bandwidth = sorted(reads)[len(reads) // 2]
     ridge = peak / bandwidth
-    places = sorted({*(_intensity(case) for case in chosen), ridge})
+    of_ours = [_intensity(case) for case in chosen if case["contender"] == "nibblas"]
+    places = sorted({*of_ours, ridge})
     (handles["limit"],) = axis.plot(
         places, [min(peak, bandwidth * place) for place in places], color="black", lw=1, ls="--"
     )
     axis.set_xscale("log")
     axis.set_yscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
     _tidy(axis)
     return handles
 
@@ -192,12 +181,36 @@ def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[f
 
 
 def _tidy(axis: Any) -> None:
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("")
     axis.grid(True, color="0.92")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _finish(pyplot: Any, figure: Any, report: dict[str, Any], path: str) -> None:
+def _finish(
+    figure: Any,
+    axes: Any,
+    handles: dict[str, Any],
+    xlabel: str,
+    report: dict[str, Any],
+    path: str,
+    ncols: int,
+) -> None:
+    """Labels, legend, title; then the file."""
+    pyplot = load_pyplot()
+    for axis in axes.flat:
+        axis.set_xlabel(xlabel, fontsize="small")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("GOP/s", fontsize="small")
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        ncols=ncols,
+        frameon=False,
+        fontsize="small",
+    )
     threads = f"{report['threads']} thread{'s' if report['threads'] != 1 else ''}"
     figure.suptitle(
         f"nibblas {report['version']}: {report['target']}, {threads}\n{report['cpu']}",

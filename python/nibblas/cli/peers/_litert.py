@@ -79,9 +79,7 @@ def _model(weight: Weight) -> bytes:
     matrix.quantization = quantization = schema.QuantizationParametersT()
     if weight.kind.group_size:
         scales = weight.scales.astype(np.float16)
-        tensors.append(
-            tensor("scales", list(scales.shape), schema.TensorType.FLOAT16, scales)
-        )
+        tensors.append(tensor("scales", list(scales.shape), schema.TensorType.FLOAT16, scales))
         blocks = schema.BlockwiseQuantizationT()
         blocks.scales, blocks.zeroPoints, blocks.blockSize = 3, -1, weight.kind.group_size
         quantization.details = blocks

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,7 +19,7 @@ def ops(weight: Weight, threads: int) -> Iterator[Op]:
     """With activations quantized to int8; and in float32, for peers that are as accurate."""
     for compute in ("int8",) if weight.kind.integers else ("int8", "float32"):
         label = LABEL if compute == "int8" else f"{LABEL} {compute}"
-        yield Op(label, lambda compute=compute: _Packed(weight, compute, threads))
+        yield Op(label, functools.partial(_Packed, weight, compute, threads))
 
 
 class _Packed:

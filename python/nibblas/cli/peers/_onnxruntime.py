@@ -52,7 +52,7 @@ def _op(
     weight: Weight,
     threads: int,
     arrays: dict[str, Array],
-    attributes: dict[str, int],
+    attributes: dict[str, Any],
     domain: str = "com.microsoft",
 ) -> Op:
     @functools.cache
@@ -64,7 +64,7 @@ def _op(
 
 
 def _model(
-    name: str, weight: Weight, arrays: dict[str, Array], attributes: dict[str, int], domain: str
+    name: str, weight: Weight, arrays: dict[str, Array], attributes: dict[str, Any], domain: str
 ) -> bytes:
     from onnx import TensorProto, helper, numpy_helper
 

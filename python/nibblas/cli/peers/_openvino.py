@@ -14,6 +14,7 @@ from nibblas.cli.peers._base import Bound, Op, Weight
 
 REQUIRES = ("openvino",)
 
+
 def version() -> str:
     """Of OpenVINO."""
     import openvino
