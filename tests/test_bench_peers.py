@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import nibblas
-from nibblas.cli import _measure
+from nibblas.cli import _measure, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
