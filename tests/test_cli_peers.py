@@ -52,6 +52,7 @@ def test_names():
         (["--peers", "mkl"], "a peer is one of"),
         (["--peers", "--schemes", "int4-g64"], "a scheme is one of"),
         (["--peers", "--compute", "float32"], "--compute"),
+        (["--peers", "--shapes", "16x144", "--schemes", "int4-g32"], "in multiples of 32, got 144"),
         (["--full"], "--full goes with --peers"),
         (["--roofline", "x.png"], "--roofline goes with --peers"),
     ],

@@ -93,6 +93,9 @@ class Weight:
 def _symmetric(dense: Array, kind: Kind, threads: int) -> nibblas.PackedWeight:
     """Codes from -7 or -127 up and scales above 0, which all libraries take; ours may be below."""
     cols, depth = dense.shape
+    multiple = kind.group_size or 2
+    if depth % multiple:
+        raise ValueError(f"{kind.name} takes a K in multiples of {multiple}, got {depth}")
     split = dense.reshape(cols, -1, kind.group_size or depth)
     largest = 7 if kind.scheme == "int4" else 127
     scales = (np.abs(split).max(axis=2) / largest).astype(np.float16)

@@ -86,13 +86,31 @@ def _model(
     return serialized
 
 
+@functools.cache
+def _shared_pool(threads: int) -> bool:
+    """Let all sessions use one pool of threads; false where that cannot be had.
+
+    Cold weights are hundreds of sessions: woken one after the other, their own threads would sleep.
+    """
+    import onnxruntime
+
+    try:
+        onnxruntime.set_global_thread_pool_sizes(threads, 1)
+    except (AttributeError, RuntimeError):  # too old, or there is a pool of another size
+        return False
+    return True
+
+
 class _Session:
     def __init__(self, model: bytes, nbytes: int, threads: int) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
+        if threads > 1 and _shared_pool(threads):
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = threads
+            options.inter_op_num_threads = 1
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(
             model, options, providers=["CPUExecutionProvider"]
