@@ -46,3 +46,14 @@ OVERHEAD = Sizes(parse_shapes("16x64"), (1,), SMALL.schemes)
 SPEED_SHAPE = "4096x4096"
 SPEED_WARM = (128, ("int4-g32", "int8"))
 SPEED_COLD = (1, ("int4-g32",))
+
+# bench/compare.py: products with cold weights, then with warm ones; operations on weights are on
+# fewer outputs, since they cost more for each.
+COMPARE_SHAPE = "4096x4096"
+COMPARE_SCHEMES = "int4-g32,int8,q4_k,nf4"
+COMPARE_COLD_ROWS = (1, 4)
+COMPARE_WARM_ROWS = (8, 32, 128)
+COMPARE_FLOAT_ROWS = (1, 32)
+COMPARE_WEIGHT_COLS = 512
+COMPARE_ACTIVATION_ROWS = 32
+COMPARE_CALL_SHAPE = "16x64"

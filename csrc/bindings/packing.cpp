@@ -171,6 +171,7 @@ void register_packing(py::module_& m) {
         py::arg("group_size"), py::arg("candidates"), py::arg("scale_type"), py::kw_only(),
         py::arg("is_ternary") = false, py::arg("codebook") = py::none(),
         py::arg("num_threads") = 0);
+  m.def("empty", &new_array, py::arg("dtype"), py::arg("shape"));
   m.def("pack_codes", &bound_pack_codes, py::arg("codes"), py::arg("bits"), py::arg("group_size"),
         py::arg("num_threads") = 0, py::arg("two_level") = false);
   m.def("unpack_codes", &bound_unpack_codes, py::arg("weight"), py::arg("num_threads") = 0);

@@ -61,6 +61,17 @@ inline Direct direct_groups(const Weight& w, int64_t panel, int64_t g0) {
   return direct;
 }
 
+// What is read directly of a run of groups of one panel, into L1 at once: these are short rows of
+// other planes, and asking for each when it is needed broke the stream of the codes.
+template <class T>
+NIBBLAS_INLINE void prefetch_groups(const Direct& direct, int64_t groups) {
+  for (int64_t at = 0; at < groups * kPanel; at += kRowBytes / 2) {
+    if (direct.scales) T::prefetch(direct.scales + at);
+    if (direct.mins) T::prefetch(direct.mins + at);
+    if (direct.zeros) T::prefetch(direct.zeros + at);
+  }
+}
+
 // What `groups` groups from g0 on are combined with, but for what is read directly.
 template <class T, class Ops, GroupKind kGroups>
 NIBBLAS_NOINLINE void expand_groups(const Weight& w, int64_t panel, int panels, int64_t g0,

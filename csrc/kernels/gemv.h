@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Few rows: each weight byte is used once per row, straight from the packed planes, so the work is
-// bound by memory. Several panels are in flight, each a stream of its own.
+// bound by memory. Several panels are in flight, or one: see reads_one_stream.
 #pragma once
 
 #include "kernels/gemm.h"
@@ -11,13 +11,60 @@ namespace {
 // Groups whose scales are converted at once: 4 KB of floats for 4 panels.
 constexpr int64_t kGroupsAtOnce = 16;
 
+// Rows up to here are multiplied straight from the planes, a tile after the other at the same panels:
+// they share what the first has brought into the caches. More rows are better off with codes that
+// are expanded once for all of them; 8-bit codes per channel are operands as they stand.
+template <class T>
+int straight_rows(const Weight& w) {
+  return w.bits == 8 && w.per_channel ? T::kGemvRows : T::kStraightRows;
+}
+
+// Rows of a tile, all of about the same height.
+template <class T>
+int gemv_tile_rows(int64_t rows) {
+  const int64_t tiles = (rows + T::kGemvRows - 1) / T::kGemvRows;
+  return tiles ? static_cast<int>((rows + tiles - 1) / tiles) : 1;
+}
+
+// Weights of more bytes than stay in L2 come from memory, which one panel after the other reads best:
+// one stream of codes from the matrix's begin to its end. In the caches, and with more rows or
+// floats, where arithmetic counts, panels share what they load of x and hide each other's latency.
+constexpr int64_t kCachedBytes = int64_t{1} << 20;
+
+template <class T>
+bool reads_one_stream(const Weight& w, int64_t rows) {
+  const int64_t bytes = w.panels * plane_rows(w.depth_padded, w.bits) * kRowBytes;
+  return rows <= T::kStreamRows && bytes > kCachedBytes;
+}
+
+// f(Index<m>, Index<NV>, panel, row, TileRows) for NV panels at a time, and for each tile of x.
+template <class T, class F>
+NIBBLAS_INLINE void for_each_gemv_tile(const PackedRows& x, int64_t panel0, int64_t panel1,
+                                       bool one_stream, const F& f) {
+  with_rows<T::kGemvRows>(x.tile_rows, [&](auto mr) {
+    constexpr int MR = decltype(mr)::value;
+    constexpr int NV = T::gemv_panels(MR);
+    int64_t panel = panel0;
+    for (; !one_stream && panel + NV <= panel1; panel += NV) {
+      for_each_tile<MR>(x, 0, x.rows, [&](auto m, int64_t row, TileRows tile) {
+        f(m, Index<NV>{}, panel, row, tile);
+      });
+    }
+    for (; panel < panel1; ++panel) {
+      for_each_tile<MR>(x, 0, x.rows, [&](auto m, int64_t row, TileRows tile) {
+        f(m, Index<1>{}, panel, row, tile);
+      });
+    }
+  });
+}
+
 template <class T, class Operands, GroupKind kGroups, int MR, int NV>
-void gemv_panels(const ProductJob& job, int64_t panel, Block groups) {
+NIBBLAS_NOINLINE void gemv_panels(const ProductJob& job, int64_t panel, int64_t row, TileRows rows,
+                                  Block groups) {
   using Source = PlaneSource<T, Operands, kGroups, NV>;
   using Ops = typename Operands::Ops;
   const Weight& w = *job.weight;
   const PackedRows& x = job.x;
-  const TileRows rows = {x.words, x.scales, x.starts, x.sums};
   constexpr int64_t at_once = kGroups == GroupKind::two_level ? 2 : kGroupsAtOnce;  // segments
   // Per channel there may be several segments, too, but one scale.
   const int64_t run = w.per_channel ? x.segments : at_once;
@@ -32,27 +79,25 @@ void gemv_panels(const ProductJob& job, int64_t panel, Block groups) {
     } else {
       groups.direct = direct_groups(w, panel, w.per_channel ? 0 : s);
       const int64_t last = smaller(x.segment, w.depth_padded - (s + count - 1) * x.segment);
+      if constexpr (NV == 1) prefetch_groups<T>(groups.direct, w.per_channel ? 1 : count);
       expand_groups<T, Ops, kGroups>(w, panel, NV, s, w.per_channel ? 1 : count, groups);
       multiply_segments<T, MR>(Source(w, panel, k, groups), part, count,
                                Source::steps(x.segment), Source::steps(last),
                                w.per_channel ? 0 : 1, acc);
     }
   }
-  store_outputs<T>(job, panel, NV, 0, MR, acc);
+  store_outputs<T>(job, panel, NV, row, MR, acc);
 }
 
 template <class T, class Operands, GroupKind kGroups>
 void gemv(const ProductJob& job, int64_t panel0, int64_t panel1, void* scratch) {
   const Block groups = carve_scratch<T>(scratch, job.x.rows).block;
-  with_rows<T::kGemvRows>(static_cast<int>(job.x.rows), [&](auto mr) {
-    constexpr int MR = decltype(mr)::value;
-    constexpr int NV = T::gemv_panels(MR);
-    int64_t panel = panel0;
-    for (; panel + NV <= panel1; panel += NV) {
-      gemv_panels<T, Operands, kGroups, MR, NV>(job, panel, groups);
-    }
-    for (; panel < panel1; ++panel) gemv_panels<T, Operands, kGroups, MR, 1>(job, panel, groups);
-  });
+  const bool one_stream = !Operands::Ops::kFloat && reads_one_stream<T>(*job.weight, job.x.rows);
+  for_each_gemv_tile<T>(
+      job.x, panel0, panel1, one_stream,
+      [&](auto m, auto nv, int64_t panel, int64_t row, TileRows x) {
+        gemv_panels<T, Operands, kGroups, m.value, nv.value>(job, panel, row, x, groups);
+      });
 }
 
 }  // namespace

@@ -63,20 +63,21 @@ void integer_gemm_panels(const IntegerProductJob& job, Expand expand, int64_t pa
 }
 
 template <class T, class Operands, int MR, int NV>
-void integer_gemv_panels(const IntegerProductJob& job, int64_t panel) {
+NIBBLAS_NOINLINE void integer_gemv_panels(const IntegerProductJob& job, int64_t panel, int64_t row,
+                                          TileRows x) {
   using Source = PlaneSource<T, Operands, GroupKind::constant, NV>;
   const Weight& w = *job.weight;
   const Source planes(w, panel, 0, {});
   const int64_t steps = Source::steps(w.depth_padded);
   int32_t sums[MR * NV * kPanel];
   int32_t ones[NV * kPanel] = {};
-  begin_integers<T, NV>(job, panel, job.x.starts, MR, sums);
+  begin_integers<T, NV>(job, panel, job.x.starts + row, MR, sums);
   if (job.ones) begin_integers<T, NV>(job, panel, job.ones->starts, 1, ones);
   if (steps > 0) {  // a tile takes at least one
-    multiply_part<T, MR>(planes, job.x.words, steps, sums);
+    multiply_part<T, MR>(planes, x.words, steps, sums);
     if (job.ones) multiply_part<T, 1>(planes, job.ones->words, steps, ones);
   }
-  store_integers<T>(job, panel, NV, 0, MR, sums, ones);
+  store_integers<T>(job, panel, NV, row, MR, sums, ones);
 }
 
 template <class T, class Operands>
@@ -84,16 +85,12 @@ void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t pa
                         int64_t row1, void* scratch) {
   using Ops = typename Operands::Ops;
   if constexpr (straight(Operands::kBits)) {
-    if (job.x.rows <= T::kGemvRows) {
-      return with_rows<T::kGemvRows>(static_cast<int>(job.x.rows), [&](auto mr) {
-        constexpr int MR = decltype(mr)::value;
-        constexpr int NV = T::gemv_panels(MR);
-        int64_t panel = panel0;
-        for (; panel + NV <= panel1; panel += NV) {
-          integer_gemv_panels<T, Operands, MR, NV>(job, panel);
-        }
-        for (; panel < panel1; ++panel) integer_gemv_panels<T, Operands, MR, 1>(job, panel);
-      });
+    if (job.x.rows <= straight_rows<T>(*job.weight)) {
+      return for_each_gemv_tile<T>(
+          job.x, panel0, panel1, reads_one_stream<T>(*job.weight, job.x.rows),
+          [&](auto m, auto nv, int64_t panel, int64_t row, TileRows x) {
+            integer_gemv_panels<T, Operands, m.value, nv.value>(job, panel, row, x);
+          });
     }
   }
   const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);

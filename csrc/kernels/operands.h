@@ -30,6 +30,7 @@ struct FloatOps {
   static constexpr bool kWideX = false;
   static constexpr int kQuadParts = 4;
   static constexpr bool kNarrow = false;
+  static constexpr bool kSplits = false;  // the order of additions is fixed
   static constexpr bool kPlaneIsOperand = false;
   using W = typename T::F32;
   using X = typename T::F32;

@@ -22,9 +22,9 @@ int x_words(const Weight& w, Compute compute) {
 
 template <class T>
 Tile choose_tile(const Weight& w, Compute compute, int64_t rows) {
-  const bool few = rows <= T::kGemvRows && straight(w.bits);
+  const bool few = straight(w.bits) && rows <= straight_rows<T>(w);
   Tile tile;
-  tile.rows = few ? static_cast<int>(rows > 0 ? rows : 1) : T::kGemmRows;
+  tile.rows = few ? gemv_tile_rows<T>(rows) : T::kGemmRows;
   tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
   const int64_t block = compute == Compute::float32
                             ? depth_block<FloatOps<T>>(w, rows)
@@ -40,7 +40,7 @@ void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t r
                 void* scratch) {
   using Ops = typename Operands::Ops;
   if constexpr (straight(Operands::kBits)) {
-    if (job.x.rows <= T::kGemvRows) {
+    if (job.x.rows <= straight_rows<T>(*job.weight)) {
       return gemv<T, Operands, kGroups>(job, panel0, panel1, scratch);
     }
   }

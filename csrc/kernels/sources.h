@@ -93,6 +93,9 @@ struct GroupSource {
   }
 };
 
+// Ahead of each of several streams, whose sum covers the latency of DRAM.
+constexpr int64_t kPrefetchBytes = 2048;
+
 // Codes straight from the planes: NV panels in flight.
 template <class T, class Operands_, GroupKind kGroups, int NV>
 struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
@@ -133,7 +136,11 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   static int64_t steps(int64_t depth) { return depth / Reader::kStep; }
   int64_t narrow_limit() const { return narrow_steps(this->weight) / kParts; }
   using Raw = typename Reader::Rows;
-  NIBBLAS_INLINE Raw load(int n) const { return reader.load(n); }
+  NIBBLAS_INLINE Raw load(int n) const {
+    // One stream is best left to the hardware's prefetchers; they follow few, up to a 4 KB page.
+    if constexpr (NV > 1) reader.prefetch(n, kPrefetchBytes);
+    return reader.load(n);
+  }
   template <int part>
   NIBBLAS_INLINE typename Ops::W operand(int n, const Raw& raw) const {
     const auto quad = Reader::template quad<part / Ops::kQuadParts>(raw);

@@ -15,12 +15,28 @@ struct TileRows {
   const float* sums;
 };
 
+// f(m, n) for each of MR rows and NV panels.
+template <int MR, int NV, class F>
+NIBBLAS_INLINE void for_tile(const F& f) {
+  unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
+    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { f(m, n); });
+  });
+}
+
 // acc += the products of `steps` steps of the source, at least one, with the words of x.
 template <class T, int MR, class Source>
 NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
                                    typename Source::Ops::Acc (&acc)[MR][Source::kPanels]) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
+  // A small tile has too few sums to hide a dot product's latency, so every second quad goes to
+  // sums of its own.
+  constexpr bool split = Ops::kSplits && MR * NV < 4 && Source::kParts > 1;
+  typename Ops::Acc odd[split ? MR : 1][split ? NV : 1];
+  if constexpr (split) {
+    for_tile<MR, NV>(
+        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { odd[m.value][n.value] = T::zero_i32(); });
+  }
   do {
     typename Source::Raw raw[NV];
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.load(n.value); });
@@ -32,21 +48,22 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
         const auto xm = Ops::load_x(x + part.value * MR + m.value);
         unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-          acc[m.value][n.value] = Ops::step(acc[m.value][n.value], operand[n.value], xm);
+          if constexpr (split && part.value % 2) {
+            odd[m.value][n.value] = Ops::step(odd[m.value][n.value], operand[n.value], xm);
+          } else {
+            acc[m.value][n.value] = Ops::step(acc[m.value][n.value], operand[n.value], xm);
+          }
         });
       });
     });
     x += Source::kParts * MR;
     w.next();
   } while (--steps > 0);
-}
-
-// f(m, n) for each of MR rows and NV panels.
-template <int MR, int NV, class F>
-NIBBLAS_INLINE void for_tile(const F& f) {
-  unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { f(m, n); });
-  });
+  if constexpr (split) {
+    for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
+      acc[m.value][n.value] = T::add_i32(acc[m.value][n.value], odd[m.value][n.value]);
+    });
+  }
 }
 
 // add(acc, first) for sums of at most as many steps as narrow accumulators hold, in order.
@@ -168,6 +185,28 @@ NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, 
   }
 }
 
+// What the sums of x add to a super-block: sums [MR][NV][16] of pair * start, in int32.
+template <class T, int MR, class Source>
+NIBBLAS_INLINE void sum_offsets(const Source& w, const int32_t*& starts, int64_t first,
+                                int64_t pairs, int32_t* sums) {
+  constexpr int NV = Source::kPanels;
+  typename T::I32 offsets[MR][NV];
+  for_tile<MR, NV>(
+      [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { offsets[m.value][n.value] = T::zero_i32(); });
+  for (int64_t p = first; p < first + pairs; ++p, starts += MR) {
+    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+      const auto pair = w.pair(n.value, p);
+      unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
+        auto& offset = offsets[m.value][n.value];
+        offset = T::dot_i16(offset, pair, T::set1_i32(starts[m.value]));
+      });
+    });
+  }
+  for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
+    T::store_i32(sums + (m.value * NV + n.value) * kPanel, offsets[m.value][n.value]);
+  });
+}
+
 // Super-blocks of a two-level scheme: C = sum of factor * c over the groups stays an integer.
 template <class T, int MR, class Source>
 NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers, float* acc) {
@@ -178,8 +217,15 @@ NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers
   const int64_t steps = Source::steps(w.weight.group);
   const bool mins = w.weight.super_mins != nullptr;
   int32_t totals[MR * NV * kPanel];
+  int32_t of_mins[MR * NV * kPanel];
   for (int64_t s = 0; s < supers; ++s) {
-    memset(totals, 0, sizeof totals);
+    // Zero points are a part of the totals; mins have a scale of their own.
+    sum_offsets<T, MR>(w, x.starts, s * pairs, pairs, mins ? of_mins : totals);
+    if (mins) {
+      for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
+        T::store_i32(totals + (m.value * NV + n.value) * kPanel, T::zero_i32());
+      });
+    }
     for (int64_t g = 0; g < groups; ++g) {
       const auto add = [&](auto& c, bool) NIBBLAS_INLINE_LAMBDA {
         unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
@@ -201,29 +247,14 @@ NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers
       }
       NIBBLAS_MEMORY_BARRIER();  // as in multiply_segments
     }
-    typename T::I32 offsets[MR][NV];
-    for_tile<MR, NV>(
-        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { offsets[m.value][n.value] = T::zero_i32(); });
-    for (int64_t p = 0; p < pairs; ++p, x.starts += MR) {
-      unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-        const auto pair = w.pair(n.value, s * pairs + p);
-        unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-          auto& offset = offsets[m.value][n.value];
-          offset = T::dot_i16(offset, pair, T::set1_i32(x.starts[m.value]));
-        });
-      });
-    }
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
       const auto scale = w.scale(n.value, s);
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
         const int at = (m.value * NV + n.value) * kPanel;
         const float a = x.scales[s * MR + m.value];
-        const auto offset = offsets[m.value][n.value];
-        auto total = T::load_i32(totals + at);
-        if (!mins) total = T::add_i32(total, offset);
-        auto sum = Ops::combine(total, a, scale, T::load(acc + at));
+        auto sum = Ops::combine(T::load_i32(totals + at), a, scale, T::load(acc + at));
         if (mins) {
-          const auto u = T::mul(T::set1(a), T::to_f32(offset));
+          const auto u = T::mul(T::set1(a), T::to_f32(T::load_i32(of_mins + at)));
           sum = T::fma(u, w.min(n.value, s), sum);
         }
         T::store(acc + at, sum);

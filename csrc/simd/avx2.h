@@ -20,6 +20,8 @@ struct Avx2 {
   static constexpr int kGemmRows = 6;
   static constexpr int kGemmPanels = 1;
   static constexpr int kGemvRows = 4;
+  static constexpr int kStreamRows = 2;    // see reads_one_stream
+  static constexpr int kStraightRows = 8;  // see straight_rows
   static constexpr int gemv_panels(int rows) { return rows <= 2 ? 2 : 1; }
 
   struct F32 {
@@ -252,6 +254,7 @@ struct Avx2 {
     static constexpr int kQuadParts = 1;
     static constexpr bool kWideX = false;
     static constexpr bool kNarrow = true;
+    static constexpr bool kSplits = false;
     static constexpr bool kPlaneIsOperand = false;
     template <int part>
     static W operand(I32 quad) { return quad; }
@@ -281,10 +284,11 @@ struct Avx2 {
     static constexpr int kQuadParts = 2;
     static constexpr bool kWideX = true;
     static constexpr bool kNarrow = false;
+    static constexpr bool kSplits = false;
     static constexpr bool kPlaneIsOperand = false;
     template <int part>
     static W operand(I32 quad) {
-      if constexpr (part > 0) quad = shr<8>(quad);
+      if constexpr (part > 0) return {_mm256_srli_epi16(quad.lo, 8), _mm256_srli_epi16(quad.hi, 8)};
       return and_i32(quad, set1_i32(0x00ff00ff));
     }
     static W load_w(const uint8_t* p) { return load_i32(p); }

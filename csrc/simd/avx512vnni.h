@@ -27,7 +27,9 @@ struct Avx512Vnni {
   static constexpr int kGemmRows = 6;
   static constexpr int kGemmPanels = 4;
   static constexpr int kGemvRows = 4;
-  static constexpr int gemv_panels(int rows) { return rows <= 3 ? 4 : 2; }
+  static constexpr int kStreamRows = 2;    // see reads_one_stream
+  static constexpr int kStraightRows = 32;  // see straight_rows
+  static constexpr int gemv_panels(int) { return 4; }
 
   using F32 = __m512;
   using I32 = __m512i;
@@ -161,6 +163,7 @@ struct Avx512Vnni {
     static constexpr int kQuadParts = 1;
     static constexpr bool kWideX = false;
     static constexpr bool kNarrow = false;
+    static constexpr bool kSplits = true;
     static constexpr bool kPlaneIsOperand = true;
     template <int part>
     static W operand(I32 quad) { return quad; }

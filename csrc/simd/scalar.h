@@ -19,6 +19,8 @@ struct Scalar {
   static constexpr int kGemmRows = 2;
   static constexpr int kGemmPanels = 1;
   static constexpr int kGemvRows = 1;
+  static constexpr int kStreamRows = 2;    // see reads_one_stream
+  static constexpr int kStraightRows = 1;   // see straight_rows
   static constexpr int gemv_panels(int) { return 1; }
   static constexpr int kLanes = 16;
 
@@ -265,6 +267,7 @@ struct Scalar {
     static constexpr int kQuadParts = 1;  // operands that a quad of codes gives
     static constexpr bool kWideX = false;  // whether x words hold two int16 instead of four int8
     static constexpr bool kNarrow = false;  // whether Acc is narrower than the sum
+    static constexpr bool kSplits = false;
     static constexpr bool kPlaneIsOperand = true;  // a row of 8-bit codes as it stands
     template <int part>
     static W operand(I32 quad) { return quad; }

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -126,12 +125,8 @@ def thread_count(num_threads: int | None) -> int:
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-    """Like np.empty, in C order, with the first byte at a multiple of ALIGNMENT."""
-    dtype = np.dtype(dtype)
-    nbytes = math.prod(shape) * dtype.itemsize
-    memory = np.empty(nbytes + ALIGNMENT - 1, np.uint8)
-    start = -memory.ctypes.data % ALIGNMENT
-    return memory[start : start + nbytes].view(dtype).reshape(shape)
+    """Like np.empty, in C order, at a multiple of ALIGNMENT, large ones in huge pages."""
+    return _nibblas.empty(np.dtype(dtype), shape)
 
 
 def aligned_copy(array: Array) -> Array:
