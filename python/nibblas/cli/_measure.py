@@ -36,9 +36,11 @@ MIN_ROUNDS, MAX_ROUNDS = 5, 200
 CLOCKS: dict[str, Callable[[], float]] = {
     "wall": time.perf_counter,
     "thread CPU": time.thread_time,
+    "process CPU": time.process_time,
 }
-"""CPU time of the calling thread leaves out what other programs take. It is only a measure of the
-work where that thread does all of it."""
+"""CPU time leaves out what other programs take. That of the calling thread is only a measure of the
+work where that thread does all of it; that of the process is one where a single thread works at a
+time, whichever it is."""
 
 
 @dataclass
@@ -93,12 +95,23 @@ def run_rounds(
     clock: Callable[[], float],
     warm: bool,
     between: Callable[[], object] = lambda: None,
+    *,
+    rest: float = 0,
+    warm_below: float = math.inf,
 ) -> None:
-    """Fill the contenders' samples, for about `seconds` each; `between` is called once a round."""
+    """Fill the contenders' samples, for about `seconds` each; `between` is called once a round.
+
+    `rest` is slept before each sample: threads of the contender before, that spin in case there is
+    more work, fall asleep. Calls of `warm_below` seconds and more are not warmed up: fetching the
+    weights is a small part of them.
+    """
+    brief = set()
     for contender in contenders:
         contender.sample(clock)  # page faults and first-use work
         once = contender.sample(clock)
         contender.repeats = max(1, min(1000, round(SAMPLE_SECONDS / max(once, 1e-7))))
+        if once < warm_below:
+            brief.add(id(contender))
     start = time.perf_counter()
     for turn in range(MAX_ROUNDS):
         if turn >= MIN_ROUNDS and time.perf_counter() - start > seconds * len(contenders):
@@ -106,7 +119,8 @@ def run_rounds(
         between()
         first = turn % len(contenders)  # nobody always follows the same one
         for contender in (*contenders[first:], *contenders[:first]):
-            contender.samples.append(contender.sample(clock, warm))
+            time.sleep(rest)
+            contender.samples.append(contender.sample(clock, warm and id(contender) in brief))
 
 
 def peak_gops(threads: int, seconds: float = SAMPLE_SECONDS) -> float:
@@ -150,6 +164,22 @@ def quartiles(values: Sequence[float]) -> list[float]:
     """The first and the third."""
     low, _, high = statistics.quantiles(values, n=4)
     return [low, high]
+
+
+def lower_bound(values: Sequence[float], level: float = 0.95) -> float | None:
+    """What the median lies above with that probability; None if there are too few values.
+
+    It is one of the values: if k of n are below it, then it is above the median only if at most k
+    are below the median, of which the binomial distribution knows the probability. Nothing is
+    assumed of how the values are distributed.
+    """
+    count, below, bound = len(values), 0.0, None
+    for k, value in enumerate(sorted(values)):
+        below += math.comb(count, k) / 2**count
+        if below > 1 - level:
+            break
+        bound = value
+    return bound
 
 
 def relative_rms(found: Array, expected: Array) -> float:

@@ -9,21 +9,21 @@ from typing import Any
 from nibblas.cli import _bench, _text
 
 
-def check(path: str) -> None:
+def check(path: str, option: str = "--plot") -> None:
     """Raise now what would be raised after the measurements."""
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     kind = Path(path).suffix[1:].lower() or "png"
     kinds = sorted(pyplot.figure().canvas.get_supported_filetypes())
     pyplot.close("all")
     if kind not in kinds:
-        raise ValueError(f"--plot draws {', '.join(kinds)}, got {path!r}")
+        raise ValueError(f"{option} draws {', '.join(kinds)}, got {path!r}")
     if not Path(path).absolute().parent.is_dir():
-        raise FileNotFoundError(f"--plot: there is no folder {str(Path(path).parent)!r}")
+        raise FileNotFoundError(f"{option}: there is no folder {str(Path(path).parent)!r}")
 
 
 def plot(report: dict[str, Any], path: str) -> None:
     """Bars of the speed-up over NumPy float32, a panel for each number of rows."""
-    pyplot = _pyplot()
+    pyplot = load_pyplot()
     cases = [case for case in report["cases"] if case["error_dequantized"] is not None]
     labels = list(dict.fromkeys(case["contender"] for case in cases))
     shapes = list(dict.fromkeys(tuple(case["shape"]) for case in cases))
@@ -71,7 +71,8 @@ def plot(report: dict[str, Any], path: str) -> None:
     pyplot.close(figure)
 
 
-def _pyplot() -> Any:
+def load_pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files."""
     try:
         import matplotlib
     except ImportError:

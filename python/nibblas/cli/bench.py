@@ -5,6 +5,11 @@ Without options: layer shapes of well-known models, about a minute, ending with 
 
   nibblas bench --shapes 4096x4096 --rows 1,512 --schemes int8,int4-g32,uint4-g64-min --cold
 
+With --peers: the same weights in all libraries that are installed, see docs/performance.md.
+
+  nibblas bench --peers
+  nibblas bench --peers onnxruntime,ggml --schemes int4-g32,q4_0 --rows 1 --plot speed.svg
+
 A scheme may be followed by -gSIZE (group size) or -channel, and by -zp or -min (offset). Columns:
 
   time      median of a call, taken in rounds with all others
@@ -32,7 +37,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import nibblas
-from nibblas.cli import _accuracy, _bench, _plot, _text
+from nibblas.cli import _accuracy, _bench, _plot, _text, peers
 
 BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS")
 """Settings that hold NumPy's BLAS to an older CPU's instructions or block sizes."""
@@ -40,15 +45,14 @@ BLAS_VARIABLES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "MKL_CBWR", "MKL_ENAB
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``nibblas bench``."""
-    rows, schemes = ",".join(map(str, _bench.DEFAULT_ROWS)), ",".join(_bench.DEFAULT_SCHEMES)
+    rows, schemes = _commas(_bench.DEFAULT_ROWS), _commas(_bench.DEFAULT_SCHEMES)
     parser.add_argument(
         "--shapes",
-        default="default",
         metavar="NxK,...",
         help="of the weights, such as 4096x4096,11008x4096; default: five layers of models",
     )
-    parser.add_argument("--rows", default=rows, metavar="M,...", help=f"rows of x; default: {rows}")
-    parser.add_argument("--schemes", default=schemes, metavar="S,...", help=f"default: {schemes}")
+    parser.add_argument("--rows", metavar="M,...", help=f"rows of x; default: {rows}")
+    parser.add_argument("--schemes", metavar="S,...", help=f"default: {schemes}")
     parser.add_argument(
         "--compute",
         default="int8",
@@ -63,7 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of nibblas and of NumPy; default: 1, which other programs disturb least",
     )
     parser.add_argument("--target", metavar="NAME", help="instruction set; default: the best one")
-    parser.add_argument("--cold", action="store_true", help="weights from memory, not from caches")
+    state = parser.add_mutually_exclusive_group()
+    state.add_argument("--cold", action="store_true", help="weights from memory, not from caches")
+    state.add_argument("--warm", action="store_true", help="from caches; the default but for peers")
     parser.add_argument(
         "--seconds",
         type=float,
@@ -72,26 +78,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"for each line of the table, about; default: {_bench.DEFAULT_SECONDS}",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--plot", metavar="FILE", help="draw the speed-ups (needs matplotlib)")
+    parser.add_argument("--plot", metavar="FILE", help="draw the speeds (needs matplotlib)")
+    parser.add_argument(
+        "--peers",
+        nargs="?",
+        const="all",
+        metavar="P,...",
+        help=f"other libraries: {', '.join(peers.NAMES)}; all if none is named",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="with --peers: five shapes, six row counts, an hour"
+    )
+    parser.add_argument("--roofline", metavar="FILE", help="with --peers: draw speed over bytes")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure, then print and draw."""
     if arguments.threads < 1:
         raise ValueError(f"--threads must be at least 1, got {arguments.threads}")
-    if arguments.plot:
-        _plot.check(arguments.plot)  # better failing now than in a minute
+    for option in ("plot", "roofline"):
+        if getattr(arguments, option):
+            # Better failing now than in a minute.
+            _plot.check(getattr(arguments, option), f"--{option}")
+    if arguments.peers:
+        from nibblas.cli.peers import _command
+
+        return _command.run(arguments)
+    for option in ("full", "roofline"):
+        if getattr(arguments, option):
+            raise ValueError(f"--{option} goes with --peers")
     settings = _bench.Settings(
-        shapes=_bench.parse_shapes(arguments.shapes),
-        rows=_bench.parse_rows(arguments.rows),
-        schemes=_bench.parse_schemes(arguments.schemes),
+        shapes=_bench.parse_shapes(arguments.shapes or "default"),
+        rows=_bench.parse_rows(arguments.rows or _commas(_bench.DEFAULT_ROWS)),
+        schemes=_bench.parse_schemes(arguments.schemes or _commas(_bench.DEFAULT_SCHEMES)),
         compute=arguments.compute,
         threads=arguments.threads,
         cold=arguments.cold,
         seconds=arguments.seconds,
     )
     started = time.perf_counter()
-    load = _load()
+    load = machine_load()
     with contextlib.ExitStack() as stack:
         if arguments.target:
             stack.enter_context(nibblas.use_target(arguments.target))
@@ -110,7 +136,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _load() -> float:
+def _commas(values: Sequence[object]) -> str:
+    return ",".join(map(str, values))
+
+
+def machine_load() -> float:
     """Programs that wanted to run in the last minute, for each CPU."""
     if not hasattr(os, "getloadavg"):
         return 0.0
@@ -127,7 +157,7 @@ def as_text(report: dict[str, Any]) -> str:
         "",
         _times(report["cases"]),
         "",
-        *_notes(report),
+        *notes(report),
         "",
         "Speed-up over NumPy float32, the geometric mean of the shapes:",
         "",
@@ -167,7 +197,7 @@ def _times(cases: Sequence[dict[str, Any]]) -> str:
             )
         )
         rows = case["rows"]
-    return _sections((*headers, "error", "size"), lines, headings, left=2)
+    return sections((*headers, "error", "size"), lines, headings, left=2)
 
 
 def share(share: float) -> str:
@@ -175,7 +205,7 @@ def share(share: float) -> str:
     return "<1%" if 0 < share < 0.005 else _text.percent(share)
 
 
-def _sections(
+def sections(
     headers: Sequence[str],
     lines: Sequence[Sequence[str]],
     headings: dict[int, str],
@@ -191,30 +221,31 @@ def _sections(
     return "\n".join(text)
 
 
-def _notes(report: dict[str, Any]) -> list[str]:
+def notes(report: dict[str, Any]) -> list[str]:
+    """Limits, clock, and what may have disturbed the measurement."""
     cases = report["cases"]
     plural = "s" if report["threads"] != 1 else ""
     peaks = [case["peak_gops"] for case in cases]
     reads = [case["read_gbps"] for case in cases]
-    notes = [
+    lines = [
         f"Limits on {report['threads']} thread{plural}: {_between(peaks)} GOP/s in dot products, "
         f"{_between(reads)} GB/s reading the sizes above.",
         f"Times are {report['clock']} time; all took {report['seconds']:.0f} s.",
     ]
     if report["numpy_threads"] is None:
-        notes.append(
+        lines.append(
             "NumPy used as many threads as its BLAS likes: with threadpoolctl installed it is held "
             "to the same number."
         )
     if report["load"] > 0.5:
-        notes.append(
+        lines.append(
             f"The machine was busy before (a load of {report['load']:.1f} for each CPU): "
             "all times may be too long."
         )
     for variable in BLAS_VARIABLES:
         if variable in os.environ:
-            notes.append(f"{variable} is set, which may slow NumPy down.")
-    return notes
+            lines.append(f"{variable} is set, which may slow NumPy down.")
+    return lines
 
 
 def _between(values: Sequence[float]) -> str:
@@ -251,4 +282,4 @@ def _accuracy_table(entries: Sequence[dict[str, Any]]) -> str:
                 f"{entry['error_outputs']:.2e}",
             )
         )
-    return _sections(headers, lines, headings)
+    return sections(headers, lines, headings)
