@@ -55,8 +55,12 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
           }
         });
       });
-      // Where registers are few GCC loads x too early otherwise: q4_k on AVX2 was 10 % slower.
-      if constexpr (T::kRegisters < 16) NIBBLAS_MEMORY_BARRIER();
+      // Where registers are few, GCC would add up products of several parts first and spill sums.
+      if constexpr (T::kPinsSums && !Ops::kFloat) {
+        for_tile<MR, NV>(
+            [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { T::hide(acc[m.value][n.value]); });
+        NIBBLAS_MEMORY_BARRIER();  // or it would load all of x first
+      }
     });
     x += Source::kParts * MR;
     w.next();

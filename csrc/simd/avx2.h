@@ -19,6 +19,7 @@ struct Avx2 {
   // 6 rows x 1 panel: 12 accumulators, 2 operands, 1 broadcast and 1 product are the 16 ymm.
   static constexpr int kGemmRows = 6;
   static constexpr int kGemmPanels = 1;
+  static constexpr bool kPinsSums = true;  // see multiply_steps
   static constexpr int kGemvRows = 4;
   static constexpr int kStreamRows = 2;    // see reads_one_stream
   static constexpr int kStraightRows = 8;  // see straight_rows
@@ -171,10 +172,13 @@ struct Avx2 {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
   }
 
-  // Hides a value from the optimizer, for loops that only measure.
-  static void hide(I32& a) {
+  // Hides a value from the optimizer: it must be in registers at this point.
+  template <class V>
+  static NIBBLAS_INLINE void hide(V& a) {
 #if defined(__GNUC__)
     __asm__ volatile("" : "+x"(a.lo), "+x"(a.hi));
+#else
+    static_cast<void>(a);
 #endif
   }
 

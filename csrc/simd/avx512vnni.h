@@ -26,6 +26,7 @@ struct Avx512Vnni {
   // 24 dot products.
   static constexpr int kGemmRows = 6;
   static constexpr int kGemmPanels = 4;
+  static constexpr bool kPinsSums = false;  // see multiply_steps
   static constexpr int kGemvRows = 4;
   static constexpr int kStreamRows = 2;    // see reads_one_stream
   static constexpr int kStraightRows = 32;  // see straight_rows

@@ -18,6 +18,7 @@ struct Scalar {
   // Small tiles: without SIMD the accumulators are memory anyway.
   static constexpr int kGemmRows = 2;
   static constexpr int kGemmPanels = 1;
+  static constexpr bool kPinsSums = false;  // see multiply_steps
   static constexpr int kGemvRows = 1;
   static constexpr int kStreamRows = 2;    // see reads_one_stream
   static constexpr int kStraightRows = 1;   // see straight_rows
