@@ -17,7 +17,7 @@ inline typename T::F32 canonical_nan(typename T::F32 a) {
   return T::select(T::is_nan(a), T::from_bits(T::set1_i32(kCanonicalNan)), a);
 }
 
-inline int64_t float_bytes(FloatType type) { return type == FloatType::float32 ? 4 : 2; }
+constexpr int64_t float_bytes(FloatType type) { return type == FloatType::float32 ? 4 : 2; }
 
 template <class T>
 inline typename T::F32 load_floats(const void* p, FloatType type) {
