@@ -37,24 +37,39 @@ inline void fill_factors(const Weight& w, RunFactors& f) {
 
 template <class T>
 inline void load_factors(const Weight& w, int64_t panel, int64_t k, int64_t count, RunFactors& f) {
-  const bool lookup = w.codebook_type != CodebookType::none;
-  const auto base = T::set1(lookup ? 0.0f : kFloatBase);
   auto most = T::zero_i32();
-  int64_t at = 0;
-  for (int64_t g = k / w.group; g * w.group < k + count; ++g, at += kPanel) {
-    const auto scale = group_scale<T>(w, panel, g);
-    T::store(f.scales + at, scale);
-    most = T::max_i32(most, T::bits(T::abs(scale)));
-    if (w.zero_points) {
-      T::store(f.zeros + at, T::add(base, T::to_f32(group_zeros<T>(w, panel, g))));
+  const auto keep = [&](float* to, typename T::F32 factor) NIBBLAS_INLINE_LAMBDA {
+    T::store(to, factor);
+    most = T::max_i32(most, T::bits(T::abs(factor)));
+  };
+  const int64_t first = k / w.group;
+  const int64_t groups = (k + count - 1) / w.group + 1 - first;
+  const bool plain = !w.two_level && w.tensor_factor == TensorFactor::none;
+  if (plain && w.scale_type == ScaleType::float16) {  // most weights: nothing to choose in the loop
+    const uint16_t* scales =
+        static_cast<const uint16_t*>(w.scales) + (panel * w.groups + first) * kPanel;
+    for (int64_t i = 0; i < groups * kPanel; i += kPanel) {
+      keep(f.scales + i, T::load_f16(scales + i));
     }
-    if (has_mins(w)) {
-      const auto min = group_min<T>(w, panel, g, scale);
-      T::store(f.mins + at, min);
-      most = T::max_i32(most, T::bits(T::abs(min)));
+  } else {
+    for (int64_t g = 0; g < groups; ++g) {
+      keep(f.scales + g * kPanel, group_scale<T>(w, panel, first + g));
+    }
+  }
+  if (has_mins(w)) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const auto scale = T::load(f.scales + g * kPanel);
+      keep(f.mins + g * kPanel, group_min<T>(w, panel, first + g, scale));
     }
   }
   f.finite = T::reduce_max_i32(most) < 0x7f800000;
+  if (!w.zero_points) return;
+  const bool lookup = w.codebook_type != CodebookType::none;
+  const auto base = T::set1(lookup ? 0.0f : kFloatBase);
+  for (int64_t g = 0; g < groups; ++g) {
+    const auto zeros = T::to_f32(group_zeros<T>(w, panel, first + g));
+    T::store(f.zeros + g * kPanel, T::add(base, zeros));
+  }
 }
 
 // `count` codes of output n to floats, a few more up to whole vectors. `kVectors` of them are of

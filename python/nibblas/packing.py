@@ -206,7 +206,7 @@ class _PerGroup:
                 f"{name} must be {' or '.join(types)}, got {values.dtype}: "
                 f"convert them with {name}.astype(np.float32)"
             )
-        if not self.allow_non_finite and not np.isfinite(values).all():
+        if not self.allow_non_finite and not _all_finite(values):
             raise ValueError(f"{name} must be finite")
         return values.view(np.uint16) if found == "bfloat16" else values
 
@@ -258,6 +258,14 @@ class _PerGroup:
         if has_mins and not self.scheme.nibble_mins:
             planes["mins"] = self.plane(self.integers(mins, "mins", "uint8"))
         return planes
+
+
+def _all_finite(values: Array) -> bool:
+    exponent = {"float16": 0x7C00, "bfloat16": 0x7F80}.get(values.dtype.name)
+    if exponent is None or not values.dtype.isnative or not values.size:
+        return bool(np.isfinite(values).all())
+    # NumPy converts small floats one by one; their bits it does not.
+    return int((values.view(np.uint16) & exponent).max()) < exponent
 
 
 _BYTE_FLOATS = ("float8_e8m0fnu", "float8_e4m3fn")  # of ml_dtypes
