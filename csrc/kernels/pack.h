@@ -119,10 +119,11 @@ inline void load_run(const PackJob& job, int64_t row, int64_t k, int64_t count,
   const char* from = matrix_row(job.codes, row);
   const bool dense = !job.input_order && stride == 1;
   const int64_t whole = dense ? count / kChunk * kChunk : 0;
-  // What is read next, of this row or of the next panel's.
-  const char* next = k + kRun < job.depth ? from + k + kRun : from + kPanel * job.codes.row_stride;
+  // What is read two runs later, of this row or of the next panel's: one run's time is too short.
+  const char* next = from + k + 2 * kRun;
+  if (k + 2 * kRun >= job.depth) next += kPanel * job.codes.row_stride - job.depth;
   for (int64_t i = 0; i < whole; i += kChunk) {
-    T::prefetch(next + i);
+    T::prefetch_l2(next + i);
     T::store_i32(codes + i, check.stored(T::load_i32(from + k + i)));
   }
   if (whole == count) return;

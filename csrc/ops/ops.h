@@ -39,7 +39,7 @@ void quantize_activations(const Array& x, int64_t group, const Array& codes, con
 // Fills the planes that `job` names; its members weight, nearest and tensor_scale are from here.
 // `codebook` has 16 values, or is null. Returns the tensor_scale: 1 unless scales are e4m3.
 float quantize_weight(const Array& weight, QuantizeJob job, const float* codebook, int threads);
-// To fresh planes at multiples of 64 bytes; false if a code is out of range. `job` is without codes.
+// To fresh planes at multiples of 64 bytes; false if a code is out of range.
 bool pack_codes(const Array& codes, PackJob job, int threads);
 // To fresh codes in C order: the stored ones, plus `add` modulo 256.
 void unpack_codes(const Weight& weight, const Array& codes, int add, int threads);
