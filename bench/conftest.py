@@ -154,8 +154,9 @@ def measure(
     """measure(call, group, ...): time the call and note what that means.
 
     `operations` makes GOP/s and, with `integer`, a share of the target's dot-product peak; `nbytes`
-    makes GB/s and a share of the bandwidth of reading as many bytes. Both limits are measured right
-    before or after.
+    makes GB/s and a share of the bandwidth of reading as many bytes. With `moved`, all bytes that
+    are read and written, it is instead the share of the bandwidth of copying, into a new array if
+    the result is one (`fresh`). All limits are measured right before or after.
     """
 
     def run(
@@ -165,6 +166,8 @@ def measure(
         operations: float = 0,
         integer: bool = True,
         nbytes: int = 0,
+        moved: int = 0,
+        fresh: bool = False,
         shape: Shape | str | None = None,
         rows: int | None = None,
         scheme: str | None = None,
@@ -195,6 +198,11 @@ def measure(
         if nbytes:
             info["nbytes"] = nbytes
             info["gbps"] = nbytes / median / 1e9
+        if moved:
+            info["moved_gbps"] = moved / median / 1e9
+            info["copy_gbps"] = _measure.copy_gbps(moved, threads, fresh)
+            info["copy_share"] = info["moved_gbps"] / info["copy_gbps"]
+        elif nbytes:
             info["read_gbps"] = _measure.read_gbps(nbytes, threads)
             info["read_share"] = info["gbps"] / info["read_gbps"]
         benchmark.extra_info.update(info)
@@ -221,8 +229,15 @@ COLUMNS: dict[str, Callable[[float], str]] = {
     "peak_share": share,
     "gbps": _text.digits,
     "read_share": share,
+    "copy_share": share,
 }
-HEADERS = {"gops": "GOP/s", "peak_share": "of peak", "gbps": "GB/s", "read_share": "of read"}
+HEADERS = {
+    "gops": "GOP/s",
+    "peak_share": "of peak",
+    "gbps": "GB/s",
+    "read_share": "of read",
+    "copy_share": "of copy",
+}
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

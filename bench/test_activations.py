@@ -18,6 +18,8 @@ def test_quantize_activations(measure, data, depth, rows, group, threads):
         lambda: nibblas.quantize_activations(x, group_size, num_threads=threads),
         f"quantize_activations {rows}x{depth}",
         nbytes=x.nbytes,
+        moved=x.nbytes + rows * depth + 4 * rows * (depth // group_size if group_size else 1),
+        fresh=True,
         rows=rows,
         shape=f"{rows}x{depth}",
         group_size=group_size,

@@ -205,6 +205,14 @@ def test_limits_grow_with_the_threads(monkeypatch):
     assert sizes[-1] == _measure.SMALLEST_SET
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+def test_copying_counts_what_is_read_and_written(fresh, monkeypatch):
+    seconds = iter(range(10_000))
+    monkeypatch.setattr(_measure.time, "perf_counter", lambda: next(seconds))
+    assert _measure.copy_gbps(1 << 20, 1, fresh) == (1 << 20) / 1e9
+    assert _measure.copy_gbps(100, 1, fresh) == 2 * _measure.SMALLEST_SET / 1e9
+
+
 def test_plot(tmp_path, capsys, small_matrices):
     path = tmp_path / "speed.png"
     assert main(["bench", *QUICK, "--schemes", "int8,int4", "--plot", str(path)]) == 0

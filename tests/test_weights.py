@@ -165,6 +165,55 @@ def test_dequantize_refuses_type(dtype, rng):
         nibblas.quantize(dense(rng)).dequantize(dtype)
 
 
+# Outputs of 32 MB and more are written past the caches, whole lines at a time.
+BEYOND_CACHES = (1050, 16051)
+
+
+@pytest.fixture(scope="module")
+def large_weight():
+    rng = np.random.default_rng(5)
+    codes = rng.integers(0, 16, BEYOND_CACHES, np.uint8)
+    scales = rng.standard_normal((len(codes), -(-BEYOND_CACHES[1] // 32)), np.float32)
+    return codes, nibblas.pack(codes, scales, scheme="uint4", group_size=32, zero_points=7)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("at", [0, 1, 15])
+def test_dequantize_beyond_caches(dtype, at, large_weight, target):
+    _, w = large_weight
+    rows, depth = w.shape
+    guard = 64
+    strided = np.zeros((rows, depth, 2), dtype)
+    w.dequantize(out=strided[:, :, 0], num_threads=2)
+    assert not strided[:, :, 1].any()
+    memory = np.full(rows * depth + 2 * guard, 99, dtype)
+    start = -(memory.ctypes.data // memory.itemsize) % (64 // memory.itemsize) + at
+    out = memory[start : start + rows * depth].reshape(rows, depth)
+    for threads in (1, 2):
+        out[...] = 99
+        w.dequantize(out=out, num_threads=threads)
+        assert np.array_equal(out, strided[:, :, 0])
+        assert (memory[:start] == 99).all()
+        assert (memory[start + rows * depth :] == 99).all()
+    assert np.array_equal(w.dequantize(dtype), out)
+    some = [0, 16, 31, 32, rows - 1]
+    assert np.array_equal(w.take(some, dtype), out[some])
+
+
+def test_codes_beyond_caches(target):
+    # Rows end at every place of a line.
+    rng = np.random.default_rng(6)
+    for scheme, dtype, low, high in (("uint8", "uint8", 0, 255), ("int5", "int8", -16, 15)):
+        codes = rng.integers(low, high, (2100, 16051), dtype, endpoint=True)
+        for threads in (1, 2):
+            scales = np.ones(2100, np.float32)
+            w = nibblas.pack(codes, scales, scheme=scheme, group_size=None, num_threads=threads)
+            assert np.array_equal(w.unpack(num_threads=threads)["codes"], codes)
+        small = nibblas.pack(codes[2080:], np.ones(20, np.float32), scheme=scheme, group_size=None)
+        for name, plane in small.planes.items():
+            assert np.array_equal(w.planes[name][130:], plane)
+
+
 @variants
 def test_take_is_dequantize_of_rows(scheme, offset, group, rng):
     w = nibblas.quantize(dense(rng), scheme, group, offset=offset)

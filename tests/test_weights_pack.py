@@ -44,6 +44,23 @@ def test_pack_per_channel(scheme, rng):
         assert np.array_equal(one.dequantize(), codes * scales[:, None])
 
 
+@pytest.mark.parametrize("scheme", ["int2", "int4", "int7", "ternary", "uint1", "uint4", "uint7"])
+def test_pack_finds_each_code_out_of_range(scheme, rng, target):
+    good = make_codes(scheme, rng, 33, 577)
+    low, high = SCHEMES[scheme].code_min, SCHEMES[scheme].code_max
+    info = np.iinfo(good.dtype)
+    bad = {high + 1, info.max, max(low - 1, info.min), info.min} - {low}
+    scales = np.ones(33, np.float32)
+    for place in ((0, 0), (15, 511), (16, 512), (31, 63), (32, 576)):
+        for value in sorted(bad):
+            codes = good.copy()
+            codes[place] = value
+            for given in (codes, np.asfortranarray(codes), np.repeat(codes, 2, 1)[:, ::2]):
+                with pytest.raises(ValueError, match=f"codes.* {value}"):
+                    nibblas.pack(given, scales, scheme=scheme, group_size=None)
+    nibblas.pack(good, scales, scheme=scheme, group_size=None)
+
+
 @pytest.mark.parametrize(
     ("given", "stored", "depth"),
     [(48, 16, 100), (48, 16, 97), (96, 32, 200), (112, 16, 113), (8192, 4096, 8200)],

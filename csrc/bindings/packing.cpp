@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include <algorithm>
+
 #include "bindings/bindings.h"
 
 namespace nibblas {
@@ -101,11 +103,14 @@ py::dict bound_quantize(const py::array& weight, int bits, const std::string& of
   return result;
 }
 
-std::vector<py::array> bound_pack_codes(const py::array& codes, int bits, int64_t group_size,
-                                        int num_threads, bool two_level) {
+// None if a code is out of range: `add` makes each the stored one, `top` is the greatest of these.
+std::optional<std::vector<py::array>> bound_pack_codes(
+    const py::array& codes, int bits, int64_t group_size, int num_threads, bool two_level, int add,
+    int top, const std::optional<py::array_t<int32_t, py::array::c_style>>& input_order) {
   const Array view = view_array(codes);
-  if (view.dtype != DType::uint8) {
-    throw TypeError("codes must be uint8, got " + py::str(codes.dtype()).cast<std::string>());
+  if (view.dtype != DType::uint8 && view.dtype != DType::int8) {
+    throw TypeError("codes must be int8 or uint8, got " +
+                    py::str(codes.dtype()).cast<std::string>());
   }
   check_matrix(view, "codes");
   PackJob job = {};
@@ -113,27 +118,40 @@ std::vector<py::array> bound_pack_codes(const py::array& codes, int bits, int64_
   job.depth = view.shape[1];
   job.depth_padded = padded_depth(job.depth, group_size, two_level);
   job.bits = bits;
+  job.add = add;
+  job.top = top;
+  if (input_order) {
+    const int32_t* order = input_order->data();
+    const auto is_input = [&](int32_t k) { return k >= 0 && k < job.depth; };
+    if (input_order->size() != job.depth || !std::all_of(order, order + job.depth, is_input)) {
+      throw std::invalid_argument("input_order must have an input for each position");
+    }
+    job.input_order = order;
+  }
   const auto planes =
       new_code_planes((job.cols + kPanel - 1) / kPanel, job.depth_padded, bits, job.planes);
-  without_gil([&] { pack_codes(view, job, num_threads); });
+  bool fits = false;
+  without_gil([&] { fits = pack_codes(view, job, num_threads); });
+  if (!fits) return std::nullopt;
   return planes;
 }
 
-py::array bound_unpack_codes(const BoundWeight& w, int num_threads) {
+py::array bound_unpack_codes(const BoundWeight& w, int num_threads, int add) {
   const py::array codes = new_array(py::dtype("uint8"), {w.view.cols, w.view.depth});
   const Array view = view_array(codes);
-  without_gil([&] { unpack_codes(w.view, view, num_threads); });
+  without_gil([&] { unpack_codes(w.view, view, add, num_threads); });
   return codes;
 }
 
-void bound_dequantize(const BoundWeight& w, const py::array& out, int num_threads) {
+void bound_dequantize(const BoundWeight& w, const py::array& out, int num_threads,
+                      bool is_fresh) {
   const Array view = view_array(out);
   check_output(out, view, "float32, float16 or bfloat16", is_float(view.dtype), w.planes);
   if (view.ndim != 2 || view.shape[0] != w.view.cols || view.shape[1] != w.view.depth) {
     throw std::invalid_argument("out must have shape (" + std::to_string(w.view.cols) + ", " +
                                 std::to_string(w.view.depth) + "), got " + shape_text(view));
   }
-  without_gil([&] { dequantize(w.view, view, num_threads); });
+  without_gil([&] { dequantize(w.view, view, is_fresh, num_threads); });
 }
 
 void bound_take(const BoundWeight& w,
@@ -173,10 +191,12 @@ void register_packing(py::module_& m) {
         py::arg("num_threads") = 0);
   m.def("empty", &new_array, py::arg("dtype"), py::arg("shape"));
   m.def("pack_codes", &bound_pack_codes, py::arg("codes"), py::arg("bits"), py::arg("group_size"),
-        py::arg("num_threads") = 0, py::arg("two_level") = false);
-  m.def("unpack_codes", &bound_unpack_codes, py::arg("weight"), py::arg("num_threads") = 0);
+        py::arg("num_threads") = 0, py::arg("two_level") = false, py::arg("add") = 0,
+        py::arg("top") = 255, py::arg("input_order") = py::none());
+  m.def("unpack_codes", &bound_unpack_codes, py::arg("weight"), py::arg("num_threads") = 0,
+        py::arg("add") = 0);
   m.def("dequantize", &bound_dequantize, py::arg("weight"), py::arg("out"),
-        py::arg("num_threads") = 0);
+        py::arg("num_threads") = 0, py::arg("is_fresh") = false);
   m.def("take", &bound_take, py::arg("weight"), py::arg("indices"), py::arg("out"),
         py::arg("num_threads") = 0);
   m.def("activate", &bound_activate, py::arg("x"), py::arg("name"));

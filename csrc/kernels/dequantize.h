@@ -1,81 +1,144 @@
 // SPDX-License-Identifier: Apache-2.0
-// Packed weights to dense rows: decoded with a lane per output, then transposed.
+// Packed weights to dense rows: a run of codes of 16 outputs as bytes, then row by row with a lane
+// per input. (Transposing floats instead would shuffle four times as much.)
 #pragma once
 
-#include "kernels/sources.h"
+#include "kernels/scales.h"
+#include "kernels/unpack.h"
 
 namespace nibblas {
 namespace {
 
-// Rows of 16 values from k on, one per output.
+// With a code in its low bits this is the float 2^23 + code. Subtracting 2^23 + zero gives
+// code - zero exactly: a conversion less.
+constexpr int32_t kFloatBits = 0x4b000000;
+constexpr float kFloatBase = 8388608.0f;
+
+// What the values of a run are made with, [group][16]; zeros are 2^23 + zero, or 0 of a codebook.
+struct RunFactors {
+  float zeros[kRun], scales[kRun], mins[kRun];
+  bool finite;  // scales and mins: else there may be NaN
+  int shift;    // of k within the run, to its group
+};
+
+// Those that are the same everywhere.
 template <class T>
-void store_dense(const DequantizeJob& job, int64_t panel, int64_t outputs, int64_t k,
-                 const typename T::I32* rows) {
-  const Weight& w = *job.weight;
-  const int64_t bytes = float_bytes(job.type);
-  const int64_t count = smaller(kPanel, w.depth - k);
-  for (int n = 0; n < outputs; ++n) {
-    char* to = mutable_row(job.out, panel * kPanel + n);
-    const auto values = T::from_bits(rows[n]);
-    if (!w.input_order) {
-      store_lanes<T>(to + k * job.out.col_stride, job.out.col_stride, count, job.type, values);
-      continue;
+inline void fill_factors(const Weight& w, RunFactors& f) {
+  const bool lookup = w.codebook_type != CodebookType::none;
+  const auto zero = T::set1(lookup ? 0.0f : kFloatBase + static_cast<float>(w.zero));
+  const auto min = T::set1(-0.0f);  // adding it changes nothing, not even the sign of a zero
+  for (int at = 0; at < kRun; at += kPanel) {
+    T::store(f.zeros + at, zero);
+    T::store(f.mins + at, min);
+  }
+  // Groups are powers of two, or all of a row.
+  for (f.shift = 4; (int64_t{1} << f.shift) < smaller(w.group, kRun);) ++f.shift;
+}
+
+template <class T>
+inline void load_factors(const Weight& w, int64_t panel, int64_t k, int64_t count, RunFactors& f) {
+  auto most = T::zero_i32();
+  const auto keep = [&](float* to, typename T::F32 factor) NIBBLAS_INLINE_LAMBDA {
+    T::store(to, factor);
+    most = T::max_i32(most, T::bits(T::abs(factor)));
+  };
+  const int64_t first = k / w.group;
+  const int64_t groups = (k + count - 1) / w.group + 1 - first;
+  const bool plain = !w.two_level && w.tensor_factor == TensorFactor::none;
+  if (plain && w.scale_type == ScaleType::float16) {  // most weights: nothing to choose in the loop
+    const uint16_t* scales =
+        static_cast<const uint16_t*>(w.scales) + (panel * w.groups + first) * kPanel;
+    for (int64_t i = 0; i < groups * kPanel; i += kPanel) {
+      keep(f.scales + i, T::load_f16(scales + i));
     }
-    char lanes[kPanel * 4];
-    store_floats<T>(lanes, job.type, values);
-    for (int64_t i = 0; i < count; ++i) {
-      memcpy(to + w.input_order[k + i] * job.out.col_stride, lanes + i * bytes,
-             static_cast<size_t>(bytes));
+  } else {
+    for (int64_t g = 0; g < groups; ++g) {
+      keep(f.scales + g * kPanel, group_scale<T>(w, panel, first + g));
     }
+  }
+  if (has_mins(w)) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const auto scale = T::load(f.scales + g * kPanel);
+      keep(f.mins + g * kPanel, group_min<T>(w, panel, first + g, scale));
+    }
+  }
+  f.finite = T::reduce_max_i32(most) < 0x7f800000;
+  if (!w.zero_points) return;
+  const bool lookup = w.codebook_type != CodebookType::none;
+  const auto base = T::set1(lookup ? 0.0f : kFloatBase);
+  for (int64_t g = 0; g < groups; ++g) {
+    const auto zeros = T::to_f32(group_zeros<T>(w, panel, first + g));
+    T::store(f.zeros + g * kPanel, T::add(base, zeros));
   }
 }
 
-template <class T, class Operands>
+// `count` codes of output n to floats, a few more up to whole vectors. `kVectors` of them are of
+// one group.
+template <class T, FloatType kType, bool kLookup, int kVectors>
+void dequantize_run(const Weight& w, const RunFactors& f, const uint8_t* codes, int n,
+                    int64_t count, char* to) {
+  const auto table = T::float_table(w.values);
+  const bool finite = f.finite;
+  const int shift = f.shift;
+  for (int64_t k = 0; k < count; k += kVectors * kPanel) {
+    const int64_t at = (k >> shift) * kPanel + n;
+    const auto zero = T::set1(f.zeros[at]);
+    const auto scale = T::set1(f.scales[at]);
+    const auto min = T::set1(f.mins[at]);
+    unroll<kVectors>([&](auto v) NIBBLAS_INLINE_LAMBDA {
+      const int64_t i = k + v.value * kPanel;
+      const auto code = T::load_u8(codes + i);
+      auto value = T::zero_f32();
+      if constexpr (kLookup) {
+        value = T::lookup_f32(table, code);
+      } else {
+        value = T::from_bits(T::or_i32(code, T::set1_i32(kFloatBits)));
+      }
+      value = T::fma(T::sub(value, zero), scale, min);
+      if (!finite) value = canonical_nan<T>(value);
+      store_floats<T>(to + i * float_bytes(kType), kType, value);
+    });
+  }
+}
+
+template <class T, FloatType kType>
 void dequantize_panel(const DequantizeJob& job, int64_t panel) {
-  using Reader = CodeReader<T, Operands::kBits>;
-  constexpr int run = Reader::kStep > kPanel ? Reader::kStep : kPanel;  // codes decoded at once
+  constexpr int64_t bytes = float_bytes(kType);
   const Weight& w = *job.weight;
-  const Operands operands(w);
-  Reader reader(w, panel, 0);
   const int64_t outputs = smaller(kPanel, w.cols - panel * kPanel);
-  auto zeros = T::zero_f32();
-  auto scale = zeros;
-  auto min = zeros;
-  for (int64_t k = 0; k < w.depth; k += run) {
-    typename T::I32 rows[run];
-    for (int first = 0; first < run; first += Reader::kStep, reader.next()) {
-      const auto codes = reader.load(0);
-      unroll<Reader::kStep>([&](auto i) NIBBLAS_INLINE_LAMBDA {
-        const auto quad = Reader::template quad<i.value / 4>(codes);
-        rows[first + i.value] = T::bits(operands.template operand<i.value % 4>(quad));
-      });
-    }
-    for (int half = 0; half < run && k + half < w.depth; half += kPanel) {
-      if ((k + half) % w.group == 0) {
-        const int64_t g = (k + half) / w.group;
-        scale = group_scale<T>(w, panel, g);
-        if (w.zero_points) {
-          zeros = T::to_f32(group_zeros<T>(w, panel, g));
-        }
-        if (has_mins(w)) min = group_min<T>(w, panel, g, scale);
-      }
-      for (int i = 0; i < kPanel; ++i) {
-        auto value = T::from_bits(rows[half + i]);
-        if (w.zero_points) value = T::sub(value, zeros);
-        value = has_mins(w) ? T::fma(value, scale, min) : T::mul(value, scale);
-        rows[half + i] = T::bits(canonical_nan<T>(value));
-      }
-      T::transpose16(rows + half);
-      store_dense<T>(job, panel, outputs, k + half, rows + half);
+  const bool lookup = w.codebook_type != CodebookType::none;
+  const auto run = w.group == 16 ? lookup ? dequantize_run<T, kType, true, 1>
+                                          : dequantize_run<T, kType, false, 1>
+                                 : lookup ? dequantize_run<T, kType, true, 2>
+                                          : dequantize_run<T, kType, false, 2>;
+  RunFactors factors;
+  fill_factors<T>(w, factors);
+  alignas(kRowBytes) uint8_t codes[kPanel * kRunStride];
+  // A row of the run, behind its last 64 bytes of the run before.
+  alignas(kRowBytes) char values[kRowBytes + kRun * bytes];
+  alignas(kRowBytes) char ends[kPanel][kRowBytes] = {};
+  for (int64_t k = 0; k < w.depth; k += kRun) {
+    const int64_t count = smaller(kRun, w.depth - k);
+    unpack_run<T>(w, panel, k, count, codes);
+    load_factors<T>(w, panel, k, count, factors);
+    for (int n = 0; n < outputs; ++n) {
+      memcpy(values, ends[n], kRowBytes);
+      run(w, factors, codes + n * kRunStride, n, count, values + kRowBytes);
+      memcpy(ends[n], values + kRun * bytes, kRowBytes);
+      store_run<T>(job.out, panel * kPanel + n, k, count, bytes, w, job.past_caches,
+                   values + kRowBytes);
     }
   }
+  if (job.past_caches) T::drain();
 }
 
 template <class T>
 void dequantize(const DequantizeJob& job, int64_t panel) {
-  with_float_operands<T>(*job.weight, [&](auto use) {
-    dequantize_panel<T, typename decltype(use)::Operands>(job, panel);
-  });
+  switch (job.type) {
+    case FloatType::float32: return dequantize_panel<T, FloatType::float32>(job, panel);
+    case FloatType::float16: return dequantize_panel<T, FloatType::float16>(job, panel);
+    case FloatType::bfloat16: return dequantize_panel<T, FloatType::bfloat16>(job, panel);
+  }
 }
 
 }  // namespace

@@ -117,22 +117,28 @@ struct QuantizeJob {
 };
 
 struct PackJob {
-  Matrix codes;    // uint8 (cols, depth)
-  bool is_signed;  // int8 instead: stored plus 128
+  Matrix codes;  // bytes (cols, depth)
+  int add;       // to each, modulo 256, makes it the stored code
+  int top;       // the greatest stored code; above 127 nothing is checked
+  const int32_t* input_order;  // as in Weight
   int64_t cols, depth, depth_padded;
   int bits;
+  bool past_caches;  // the planes, which then begin at multiples of 64
   uint8_t* planes[kMaxSlices];
 };
 
 struct UnpackJob {
   const Weight* weight;
-  Matrix codes;  // uint8 (cols, depth)
+  Matrix codes;      // bytes (cols, depth)
+  int add;           // to each stored code, modulo 256
+  bool past_caches;  // its rows, where they are dense
 };
 
 struct DequantizeJob {
   const Weight* weight;
   Matrix out;  // (cols, depth)
   FloatType type;
+  bool past_caches;  // its rows, where they are dense
 };
 
 }  // namespace nibblas

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Codes to planes and back. 64 codes of 16 outputs are 16 x 16 words of four codes; transposed, a
+// Codes to planes. 64 codes of 16 outputs are 16 x 16 words of four codes; transposed, a
 // row of words is a plane row of 8-bit codes, and narrower planes are several rows shifted and
 // joined.
 #pragma once
@@ -10,6 +10,10 @@ namespace nibblas {
 namespace {
 
 constexpr int kChunk = 64;  // codes along K: 16 words
+// Rows of codes come and go in runs: lines that lie a row apart share a few places in the caches,
+// where rows are a power of two long. 16 runs of bytes take a quarter of L1.
+constexpr int kRun = 512;
+constexpr int kRunStride = kRun + kRowBytes;
 
 template <class T>
 inline typename T::I32 shift_right(typename T::I32 a, int n) {
@@ -35,142 +39,159 @@ inline typename T::I32 slice_mask() {
   return T::set1_i32(static_cast<int32_t>(0x01010101u * ((1u << Bits) - 1)));
 }
 
-// One chunk of word rows to the rows of one plane: the slice of `Bits` bits that begins at `low`.
+template <class T>
+inline typename T::I32 set1_bytes(int a) {
+  return T::set1_i32(static_cast<int32_t>(0x01010101u * static_cast<uint32_t>(a & 255)));
+}
+// The sums of 64 bytes, modulo 256.
+template <class T>
+inline typename T::I32 add_bytes(typename T::I32 a, typename T::I32 b) {
+  // The highest bits aside, so that no byte carries into the next.
+  const auto rest = set1_bytes<T>(127);
+  const auto sum = T::add_i32(T::and_i32(a, rest), T::and_i32(b, rest));
+  return T::xor_i32(sum, T::and_i32(T::xor_i32(a, b), set1_bytes<T>(128)));
+}
+
+// One chunk of rows of words to the rows of one plane: the slice of `Bits` bits from `low` on.
 template <class T, int Bits>
-inline void words_to_plane(const typename T::I32 words[16], int low, uint8_t* plane) {
+inline void words_to_plane(const uint8_t* words, int low, bool past_caches, uint8_t* plane) {
   constexpr int per_byte = 8 / Bits;
   for (int j = 0; j < 16 / per_byte; ++j) {
     auto row = T::zero_i32();
     unroll<per_byte>([&](auto t) NIBBLAS_INLINE_LAMBDA {
-      const auto slice = T::and_i32(shift_right<T>(words[per_byte * j + t.value], low),
-                                    slice_mask<T, Bits>());
+      const auto word = T::load_i32(words + (per_byte * j + t.value) * kRowBytes);
+      const auto slice = T::and_i32(shift_right<T>(word, low), slice_mask<T, Bits>());
       row = T::or_i32(row, T::template shl<Bits * t.value>(slice));
     });
-    T::store_i32(plane + j * kRowBytes, row);
-  }
-}
-
-template <class T, int Bits>
-inline void plane_to_words(const uint8_t* plane, int low, typename T::I32 words[16]) {
-  constexpr int per_byte = 8 / Bits;
-  for (int j = 0; j < 16 / per_byte; ++j) {
-    const auto row = T::load_i32(plane + j * kRowBytes);
-    unroll<per_byte>([&](auto t) NIBBLAS_INLINE_LAMBDA {
-      const auto slice = T::and_i32(T::template shr<Bits * t.value>(row), slice_mask<T, Bits>());
-      auto& word = words[per_byte * j + t.value];
-      word = T::or_i32(word, shift_left<T>(slice, low));
-    });
+    if (past_caches) {
+      T::stream(plane + j * kRowBytes, row);
+    } else {
+      T::store_i32(plane + j * kRowBytes, row);
+    }
   }
 }
 
 // Writes chunk `chunk` of a panel to all planes of a code of `bits` bits.
 template <class T>
-inline void store_chunk(const typename T::I32 words[16], int bits, int64_t depth_padded,
-                        int64_t panel, int64_t chunk, uint8_t* const* planes) {
+inline void store_chunk(const uint8_t* words, int bits, int64_t depth_padded, int64_t panel,
+                        int64_t chunk, bool past_caches, uint8_t* const* planes) {
   int widths[kMaxSlices];
   const int slices = slice_widths(bits, widths);
   for (int s = 0, low = 0; s < slices; low += widths[s], ++s) {
     const int64_t row = panel * plane_rows(depth_padded, widths[s]) + chunk * 2 * widths[s];
     uint8_t* plane = planes[s] + row * kRowBytes;
     switch (widths[s]) {
-      case 8: words_to_plane<T, 8>(words, low, plane); break;
-      case 4: words_to_plane<T, 4>(words, low, plane); break;
-      case 2: words_to_plane<T, 2>(words, low, plane); break;
-      default: words_to_plane<T, 1>(words, low, plane);
+      case 8: words_to_plane<T, 8>(words, low, past_caches, plane); break;
+      case 4: words_to_plane<T, 4>(words, low, past_caches, plane); break;
+      case 2: words_to_plane<T, 2>(words, low, past_caches, plane); break;
+      default: words_to_plane<T, 1>(words, low, past_caches, plane);
     }
   }
 }
 
-// 64 codes along K of 16 outputs as word rows, from rows of codes: word n of row r is k 4r .. 4r+3.
+// Makes stored codes of 64 bytes, and notes in the highest bits of bytes whether one is too large.
 template <class T>
-inline void load_words(const PackJob& job, int64_t n0, int64_t outputs, int64_t k,
-                       typename T::I32 words[16]) {
-  const int64_t count = smaller(kChunk, job.depth - k);
-  for (int n = 0; n < kPanel; ++n) {
-    if (n >= outputs || count <= 0) {
-      words[n] = T::zero_i32();
-      continue;
-    }
-    const char* from = matrix_row(job.codes, n0 + n) + k * job.codes.col_stride;
-    char dense[kChunk] = {};
-    if (count < kChunk || job.codes.col_stride != 1) {
-      copy_strided(dense, 1, from, job.codes.col_stride, count, 1);
-      from = dense;
-    }
-    words[n] = T::load_i32(from);
+struct CodeCheck {
+  typename T::I32 add, room;
+  typename T::I32 seen = T::zero_i32();
+
+  // A code above `top`, if that is below 128, has its highest bit set or gets it from the room
+  // that is left; no byte carries into the next but one that is too large.
+  explicit CodeCheck(const PackJob& job)
+      : add(set1_bytes<T>(job.add)), room(set1_bytes<T>(job.top < 128 ? 127 - job.top : 0)) {}
+
+  typename T::I32 stored(typename T::I32 given) {
+    const auto codes = add_bytes<T>(given, add);
+    seen = T::or_i32(seen, T::or_i32(codes, T::add_i32(codes, room)));
+    return codes;
   }
-  T::transpose16(words);
+  bool fits(int top) const {
+    const auto high = T::template shr<1>(T::and_i32(seen, set1_bytes<T>(128)));
+    return top > 127 || T::reduce_max_i32(high) == 0;
+  }
+};
+
+// Codes k .. k + count - 1 of a row, stored, then zeros up to whole chunks.
+template <class T>
+inline void load_run(const PackJob& job, int64_t row, int64_t k, int64_t count,
+                     CodeCheck<T>& check, char* codes) {
+  const int64_t stride = job.codes.col_stride;
+  const char* from = matrix_row(job.codes, row);
+  const bool dense = !job.input_order && stride == 1;
+  const int64_t whole = dense ? count / kChunk * kChunk : 0;
+  // What is read two runs later, of this row or of the next panel's: one run's time is too short.
+  const char* next = from + k + 2 * kRun;
+  if (k + 2 * kRun >= job.depth) next += kPanel * job.codes.row_stride - job.depth;
+  for (int64_t i = 0; i < whole; i += kChunk) {
+    T::prefetch_l2(next + i);
+    T::store_i32(codes + i, check.stored(T::load_i32(from + k + i)));
+  }
+  if (whole == count) return;
+  if (job.input_order) {
+    for (int64_t i = 0; i < count; ++i) codes[i] = from[job.input_order[k + i] * stride];
+  } else {
+    copy_strided(codes + whole, 1, from + (k + whole) * stride, stride, count - whole, 1);
+  }
+  const int64_t padded = round_up(count, kChunk);
+  const auto pad = static_cast<size_t>(padded - count);
+  memset(codes + count, -job.add & 255, pad);  // stored as 0
+  for (int64_t i = whole; i < padded; i += kChunk) {
+    T::store_i32(codes + i, check.stored(T::load_i32(codes + i)));
+  }
 }
 
-// The same from a (depth, cols) matrix, where the 16 outputs lie side by side.
+// A chunk of words from a (depth, cols) matrix, where the 16 outputs lie side by side.
 template <class T>
-inline void load_words_transposed(const PackJob& job, int64_t n0, int64_t k,
-                                  typename T::I32 words[16]) {
+inline void load_words_transposed(const PackJob& job, int64_t n0, int64_t k, CodeCheck<T>& check,
+                                  uint8_t* words) {
   for (int r = 0; r < 16; ++r) {
-    words[r] = T::zero_i32();
+    auto word = T::set1_i32(0);
+    auto valid = T::set1_i32(0);
     unroll<4>([&](auto i) NIBBLAS_INLINE_LAMBDA {
       const int64_t row = k + 4 * r + i.value;
       if (row >= job.depth) return;
       const auto codes = T::load_u8(job.codes.data + row * job.codes.col_stride + n0);
-      words[r] = T::or_i32(words[r], T::template shl<8 * i.value>(codes));
+      word = T::or_i32(word, T::template shl<8 * i.value>(codes));
+      valid = T::or_i32(valid, T::template shl<8 * i.value>(T::set1_i32(255)));
     });
+    // What is not there is stored as 0.
+    const auto absent = T::and_i32(set1_bytes<T>(-job.add), T::xor_i32(valid, T::set1_i32(-1)));
+    T::store_i32(words + r * kRowBytes, check.stored(T::or_i32(word, absent)));
   }
 }
 
+// False if a code is out of range.
 template <class T>
-void pack(const PackJob& job, int64_t panel) {
+bool pack(const PackJob& job, int64_t panel) {
   const int64_t n0 = panel * kPanel;
   const int64_t outputs = smaller(kPanel, job.cols - n0);
-  const bool transposed =
-      job.codes.row_stride == 1 && !job.codes.row_offsets && outputs == kPanel;
-  const auto flip = T::set1_i32(job.is_signed ? static_cast<int32_t>(0x80808080u) : 0);
-  for (int64_t k = 0; k < job.depth_padded; k += kChunk) {
-    typename T::I32 words[16];
-    if (transposed) {
-      load_words_transposed<T>(job, n0, k, words);
-    } else {
-      load_words<T>(job, n0, outputs, k, words);
+  const bool transposed = job.codes.row_stride == 1 && !job.codes.row_offsets &&
+                          !job.input_order && outputs == kPanel;
+  CodeCheck<T> check(job);
+  alignas(kRowBytes) uint8_t codes[kPanel * kRunStride];
+  if (outputs < kPanel) memset(codes, 0, sizeof codes);
+  for (int64_t k = 0; k < job.depth_padded; k += kRun) {
+    const int64_t run = smaller(kRun, job.depth_padded - k);
+    const int64_t count = smaller(run, job.depth - k);
+    for (int n = 0; n < outputs && !transposed; ++n) {
+      char* row = reinterpret_cast<char*>(codes + n * kRunStride);
+      if (count > 0) load_run<T>(job, n0 + n, k, count, check, row);
+      const int64_t filled = count > 0 ? round_up(count, kChunk) : 0;
+      memset(row + filled, 0, static_cast<size_t>(run - filled));
     }
-    for (auto& word : words) word = T::xor_i32(word, flip);
-    store_chunk<T>(words, job.bits, job.depth_padded, panel, k / kChunk, job.planes);
-  }
-}
-
-template <class T>
-void unpack(const UnpackJob& job, int64_t panel) {
-  const Weight& w = *job.weight;
-  const int64_t n0 = panel * kPanel;
-  const int64_t outputs = smaller(kPanel, w.cols - n0);
-  for (int64_t k = 0; k < w.depth; k += kChunk) {
-    typename T::I32 words[16];
-    for (auto& word : words) word = T::zero_i32();
-    for (int s = 0, low = 0; s < w.slices; low += w.slice[s].bits, ++s) {
-      const int bits = w.slice[s].bits;
-      const int64_t row = panel * plane_rows(w.depth_padded, bits) + k / kChunk * 2 * bits;
-      const uint8_t* plane = w.slice[s].data + row * kRowBytes;
-      switch (bits) {
-        case 8: plane_to_words<T, 8>(plane, low, words); break;
-        case 4: plane_to_words<T, 4>(plane, low, words); break;
-        case 2: plane_to_words<T, 2>(plane, low, words); break;
-        default: plane_to_words<T, 1>(plane, low, words);
+    for (int64_t at = 0; at < run; at += kChunk) {
+      alignas(kRowBytes) uint8_t words[16 * kRowBytes];
+      if (transposed) {
+        load_words_transposed<T>(job, n0, k + at, check, words);
+      } else {
+        T::transpose_words(codes + at, kRunStride, words, kRowBytes);
       }
-    }
-    T::transpose16(words);
-    const int64_t count = smaller(kChunk, w.depth - k);
-    for (int n = 0; n < outputs; ++n) {
-      char* to = mutable_row(job.codes, n0 + n);
-      char dense[kChunk];
-      T::store_i32(dense, words[n]);
-      if (!w.input_order && job.codes.col_stride == 1) {
-        memcpy(to + k, dense, static_cast<size_t>(count));
-        continue;
-      }
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t col = w.input_order ? w.input_order[k + i] : k + i;
-        to[col * job.codes.col_stride] = dense[i];
-      }
+      store_chunk<T>(words, job.bits, job.depth_padded, panel, (k + at) / kChunk,
+                     job.past_caches, job.planes);
     }
   }
+  if (job.past_caches) T::drain();
+  return check.fits(job.top);
 }
 
 }  // namespace

@@ -52,11 +52,8 @@ QuantizeResult quantize_panel(const QuantizeJob& job, int64_t panel, void* scrat
     quantizer.store(coder, at);
   }
   for (int64_t chunk = 0; chunk < job.depth_padded / kChunk; ++chunk) {
-    typename T::I32 rows[16];
-    for (int i = 0; i < 16; ++i) {
-      rows[i] = T::load_i32(words + (chunk * 16 + i) * kRowBytes);
-    }
-    store_chunk<T>(rows, job.bits, job.depth_padded, panel, chunk, job.planes);
+    const uint8_t* rows = words + chunk * 16 * kRowBytes;
+    store_chunk<T>(rows, job.bits, job.depth_padded, panel, chunk, false, job.planes);
   }
   return overflow ? QuantizeResult::overflow : QuantizeResult::done;
 }

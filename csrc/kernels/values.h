@@ -17,7 +17,7 @@ inline typename T::F32 canonical_nan(typename T::F32 a) {
   return T::select(T::is_nan(a), T::from_bits(T::set1_i32(kCanonicalNan)), a);
 }
 
-inline int64_t float_bytes(FloatType type) { return type == FloatType::float32 ? 4 : 2; }
+constexpr int64_t float_bytes(FloatType type) { return type == FloatType::float32 ? 4 : 2; }
 
 template <class T>
 inline typename T::F32 load_floats(const void* p, FloatType type) {
@@ -90,12 +90,22 @@ inline const float* row_as_floats(const Matrix& x, FloatType type, int64_t row, 
       reinterpret_cast<uintptr_t>(from) % alignof(float) == 0) {
     return reinterpret_cast<const float*>(from);
   }
-  for (int64_t k = 0; k < padded; k += kPanel) {
-    const int64_t count = smaller(kPanel, depth - k);
-    if (dense && !order && count == kPanel) {
-      T::store(buffer + k, load_floats<T>(from + k * bytes, type));
-      continue;
+  int64_t k = 0;
+  if (dense && !order) {
+    const auto convert = [&](auto fixed) {
+      for (; k + kPanel <= depth; k += kPanel) {
+        T::prefetch_l2(from + x.row_stride + k * bytes);
+        T::store(buffer + k, load_floats<T>(from + k * bytes, static_cast<FloatType>(fixed.value)));
+      }
+    };
+    switch (type) {  // outside the loop
+      case FloatType::float16: convert(Index<static_cast<int>(FloatType::float16)>{}); break;
+      case FloatType::bfloat16: convert(Index<static_cast<int>(FloatType::bfloat16)>{}); break;
+      default: convert(Index<static_cast<int>(FloatType::float32)>{});
     }
+  }
+  for (; k < padded; k += kPanel) {
+    const int64_t count = smaller(kPanel, depth - k);
     char lanes[kPanel * 4] = {};
     if (order) {
       for (int64_t i = 0; i < count; ++i) {

@@ -148,7 +148,8 @@ void matmul_integer(const Array& a, const Array& b, const ZeroPoints& a_zero,
   Scratch scratch;
   PackJob job = {};
   job.codes = {b.data, b.strides[1], b.strides[0], nullptr};  // b^T: a row per output
-  job.is_signed = is_signed;
+  job.add = is_signed ? kSignedCenter : 0;
+  job.top = 255;
   job.cols = w.cols;
   job.depth = w.depth;
   job.depth_padded = w.depth_padded;

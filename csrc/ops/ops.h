@@ -39,9 +39,12 @@ void quantize_activations(const Array& x, int64_t group, const Array& codes, con
 // Fills the planes that `job` names; its members weight, nearest and tensor_scale are from here.
 // `codebook` has 16 values, or is null. Returns the tensor_scale: 1 unless scales are e4m3.
 float quantize_weight(const Array& weight, QuantizeJob job, const float* codebook, int threads);
-void pack_codes(const Array& codes, PackJob job, int threads);
-void unpack_codes(const Weight& weight, const Array& codes, int threads);
-void dequantize(const Weight& weight, const Array& out, int threads);
+// To fresh planes at multiples of 64 bytes; false if a code is out of range.
+bool pack_codes(const Array& codes, PackJob job, int threads);
+// To fresh codes in C order: the stored ones, plus `add` modulo 256.
+void unpack_codes(const Weight& weight, const Array& codes, int add, int threads);
+// is_fresh: `out` is new, and in C order.
+void dequantize(const Weight& weight, const Array& out, bool is_fresh, int threads);
 void take(const Weight& weight, const int64_t* indices, int64_t count, const Array& out,
           int threads);
 

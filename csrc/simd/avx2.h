@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "simd/transpose_words.h"
 #include "simd/unroll.h"
 
 namespace nibblas {
@@ -135,8 +136,10 @@ struct Avx2 {
 
   // 16 values of a narrower type to and from 32-bit lanes.
   static I32 load_u8(const void* p) {
-    const __m128i x = _mm_loadu_si128(static_cast<const __m128i*>(p));
-    return {_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128(x, 8))};
+    const auto load8 = [p](int at) {
+      return _mm_loadl_epi64(reinterpret_cast<const __m128i*>(static_cast<const char*>(p) + at));
+    };
+    return {_mm256_cvtepu8_epi32(load8(0)), _mm256_cvtepu8_epi32(load8(8))};
   }
   static I32 load_u16(const void* p) {
     const __m128i* q = static_cast<const __m128i*>(p);
@@ -159,10 +162,18 @@ struct Avx2 {
     _mm256_storeu_si256(static_cast<__m256i*>(p), words);
   }
   static void store_f16(void* p, F32 a) {
-    __m128i* q = static_cast<__m128i*>(p);
-    _mm_storeu_si128(q, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
-    _mm_storeu_si128(q + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
+    const __m128i lo = _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT);
+    const __m128i hi = _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT);
+    const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(lo), hi, 1);
+    _mm256_storeu_si256(static_cast<__m256i*>(p), both);
   }
+  // Past the caches, to a multiple of 64; `drain` before another thread may read it.
+  static void stream(void* p, I32 a) {
+    __m256i* q = static_cast<__m256i*>(p);
+    _mm256_stream_si256(q, a.lo);
+    _mm256_stream_si256(q + 1, a.hi);
+  }
+  static void drain() { _mm_sfence(); }
   // Inlined at once: GCC takes a function that only prefetches for one without effect, and drops
   // calls of it.
   static NIBBLAS_INLINE void prefetch_l2(const void* p) {
@@ -218,6 +229,11 @@ struct Avx2 {
     for (int i = 0; i < 8; ++i) r[i].lo = block[i];
     transpose_block(8, true, block);
     for (int i = 0; i < 8; ++i) r[8 + i].hi = block[i];
+  }
+
+  // The same in memory, rows of 64 bytes so many bytes apart.
+  static void transpose_words(const void* from, int64_t from_stride, void* to, int64_t to_stride) {
+    transpose_words_avx2(from, from_stride, to, to_stride);
   }
 
   struct FloatTable {

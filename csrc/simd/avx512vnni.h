@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "simd/transpose_words.h"
 #include "simd/unroll.h"
 
 namespace nibblas {
@@ -102,6 +103,9 @@ struct Avx512Vnni {
   static void store_f16(void* p, F32 a) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
   }
+  // Past the caches, to a multiple of 64; `drain` before another thread may read it.
+  static void stream(void* p, I32 a) { _mm512_stream_si512(static_cast<__m512i*>(p), a); }
+  static void drain() { _mm_sfence(); }
   // Inlined at once: GCC takes a function that only prefetches for one without effect, and drops
   // calls of it.
   static NIBBLAS_INLINE void prefetch_l2(const void* p) {
@@ -142,6 +146,11 @@ struct Avx512Vnni {
       t[q + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
     }
     for (int i = 0; i < 16; ++i) r[i] = t[i];
+  }
+
+  // The same in memory, rows of 64 bytes so many bytes apart.
+  static void transpose_words(const void* from, int64_t from_stride, void* to, int64_t to_stride) {
+    transpose_words_avx2(from, from_stride, to, to_stride);
   }
 
   using ByteTable = __m512i;

@@ -200,6 +200,8 @@ struct Scalar {
     for (int i = 0; i < kLanes; ++i) h[i] = float_to_half(a.v[i]);
     memcpy(p, h, sizeof h);
   }
+  static void stream(void* p, I32 a) { store_i32(p, a); }
+  static void drain() {}
   static void prefetch(const void*) {}
   static void prefetch_l2(const void*) {}
 
@@ -217,6 +219,16 @@ struct Scalar {
         const int32_t t = r[i].v[j];
         r[i].v[j] = r[j].v[i];
         r[j].v[i] = t;
+      }
+    }
+  }
+
+  // The same in memory, rows of 64 bytes so many bytes apart.
+  static void transpose_words(const void* from, int64_t from_stride, void* to, int64_t to_stride) {
+    for (int i = 0; i < kLanes; ++i) {
+      for (int j = 0; j < kLanes; ++j) {
+        memcpy(static_cast<char*>(to) + j * to_stride + 4 * i,
+               static_cast<const char*>(from) + i * from_stride + 4 * j, 4);
       }
     }
   }

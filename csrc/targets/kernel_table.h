@@ -45,7 +45,8 @@ struct ConversionTable {
   size_t (*quantize_scratch)(int64_t depth_padded);
   // The bits of a panel's greatest magnitude; at least those of infinity if one is not finite.
   int32_t (*greatest_bits)(const QuantizeJob& job, int64_t panel);
-  void (*pack)(const PackJob& job, int64_t panel);
+  // False if a code is out of range.
+  bool (*pack)(const PackJob& job, int64_t panel);
   void (*unpack)(const UnpackJob& job, int64_t panel);
   void (*dequantize)(const DequantizeJob& job, int64_t panel);
 

@@ -5,6 +5,7 @@
 #include "kernels/dequantize.h"
 #include "kernels/quantize_blocks.h"
 #include "kernels/quantize_weights.h"
+#include "kernels/unpack.h"
 #include "targets/kernel_table.h"
 
 namespace nibblas {

@@ -79,6 +79,8 @@ def from_panels(plane: Array, cols: int, groups: int) -> Array:
     """The (N, G) values of a plane, without its padding, as an array of their own."""
     panels, stored_groups, _ = plane.shape
     rows = plane.transpose(0, 2, 1).reshape(panels * PANEL, stored_groups)
+    if rows.shape == (cols, groups) and not np.may_share_memory(rows, plane):
+        return rows
     return rows[:cols, :groups].copy()
 
 

@@ -16,12 +16,17 @@ if TYPE_CHECKING:
     from nibblas.weights import PackedWeight
 
 
-def stored_parts(weight: PackedWeight, num_threads: int | None) -> dict[str, Any]:
-    """What `PackedWeight.unpack` returns, with the codes and the zero as they are stored."""
+def stored_parts(
+    weight: PackedWeight, num_threads: int | None, subtracted: int = 0
+) -> dict[str, Any]:
+    """What `PackedWeight.unpack` returns, with the codes and the zero as they are stored.
+
+    Less so much, modulo 256, are the codes alone.
+    """
     cols, depth = weight.shape
     scheme = weight._scheme
     parts: dict[str, Any] = {
-        "codes": _nibblas.unpack_codes(weight._native, thread_count(num_threads)),
+        "codes": _nibblas.unpack_codes(weight._native, thread_count(num_threads), -subtracted),
         "scheme": scheme.name,
         "group_size": weight.group_size,
         "zero": weight._zero,

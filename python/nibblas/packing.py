@@ -110,8 +110,8 @@ def pack(
     True
     """
     chosen = get_scheme(scheme)
-    stored = _stored_codes(codes, chosen)
-    shape = (stored.shape[0], stored.shape[1])
+    codes = _checked_codes(codes, chosen)
+    shape = (codes.shape[0], codes.shape[1])
     group, repeat = divide_group_size(group_size, chosen, shape[1])
     per_group = _PerGroup(chosen, shape, group, repeat, allow_non_finite)
     planes: dict[str, Array] = {}
@@ -149,14 +149,19 @@ def pack(
     order = _input_order(input_order, group_index, shape[1], given)
     if order is not None:
         planes["input_order"] = order
-        stored = stored.take(order, axis=1)
     code_planes = _nibblas.pack_codes(
-        np.ascontiguousarray(stored),
+        codes,
         chosen.bits,
         group or 0,
         thread_count(num_threads),
         chosen.two_level,
+        add=-chosen.code_min,
+        top=chosen.top_code,
+        input_order=order,
     )
+    if code_planes is None:
+        _check_range("codes", codes, chosen.code_min, chosen.code_max, chosen)
+        raise ValueError("codes were changed while they were packed")
     planes.update(zip(chosen.code_planes, code_planes, strict=True))
     return make_weight(chosen, shape, group, planes, stored_zero, tensor_scale, tensor_divisor)
 
@@ -201,7 +206,7 @@ class _PerGroup:
                 f"{name} must be {' or '.join(types)}, got {values.dtype}: "
                 f"convert them with {name}.astype(np.float32)"
             )
-        if not self.allow_non_finite and not np.isfinite(values).all():
+        if not self.allow_non_finite and not _all_finite(values):
             raise ValueError(f"{name} must be finite")
         return values.view(np.uint16) if found == "bfloat16" else values
 
@@ -255,6 +260,14 @@ class _PerGroup:
         return planes
 
 
+def _all_finite(values: Array) -> bool:
+    exponent = {"float16": 0x7C00, "bfloat16": 0x7F80}.get(values.dtype.name)
+    if exponent is None or not values.dtype.isnative or not values.size:
+        return bool(np.isfinite(values).all())
+    # NumPy converts small floats one by one; their bits it does not.
+    return int((values.view(np.uint16) & exponent).max()) < exponent
+
+
 _BYTE_FLOATS = ("float8_e8m0fnu", "float8_e4m3fn")  # of ml_dtypes
 
 
@@ -269,7 +282,8 @@ def _codebook(codebook: Any, scheme: Scheme) -> Array:
     return aligned_copy(book)
 
 
-def _stored_codes(codes: Any, scheme: Scheme) -> Array:
+def _checked_codes(codes: Any, scheme: Scheme) -> Array:
+    """A matrix of the scheme's type; whether such codes are in range shows as they are packed."""
     codes = as_array(codes, "codes")
     if codes.dtype.name in ("int4", "uint4"):  # of ml_dtypes
         codes = codes.astype(codes.dtype.name.replace("4", "8"))
@@ -277,13 +291,10 @@ def _stored_codes(codes: Any, scheme: Scheme) -> Array:
         raise TypeError(f"codes must be integers, got {codes.dtype}")
     if codes.ndim != 2:
         raise ValueError(f"codes must be a matrix (N, K), got shape {codes.shape}")
-    _check_range("codes", codes, scheme.code_min, scheme.code_max, scheme)
-    if not scheme.signed:
-        return codes.astype(np.uint8, copy=False)
-    # Exact: modulo 256, less the least integer the code is counted from 0.
-    stored = codes.astype(np.uint8)
-    stored -= np.uint8(scheme.code_min & 255)
-    return stored
+    if codes.dtype != scheme.code_dtype:
+        _check_range("codes", codes, scheme.code_min, scheme.code_max, scheme)
+        codes = codes.astype(scheme.code_dtype)
+    return codes
 
 
 def _zero_points(zero_points: Any, scheme: Scheme, per_group: _PerGroup) -> Array | int:

@@ -157,9 +157,9 @@ class PackedWeight:
         num_threads : int, optional
             Threads for this call.
         """
-        out = output_array(out, self._shape, dtype)
-        _nibblas.dequantize(self._native, out, thread_count(num_threads))
-        return out
+        result = output_array(out, self._shape, dtype)
+        _nibblas.dequantize(self._native, result, thread_count(num_threads), out is None)
+        return result
 
     def take(
         self,
@@ -216,14 +216,11 @@ class PackedWeight:
         >>> w = nibblas.quantize(np.ones((4, 64), np.float32), "uint4", 32)
         >>> same = nibblas.pack(**w.unpack())
         """
-        parts = stored_parts(self, num_threads)
-        if self._scheme.signed:
-            # Modulo 256 the stored code less its zero is the signed integer.
-            codes = parts["codes"]
-            np.subtract(codes, np.uint8(self._zero), out=codes)
-            parts["codes"] = codes.view(np.int8)
-            parts["zero"] = 0
-        return parts
+        if not self._scheme.signed:
+            return stored_parts(self, num_threads)
+        # Modulo 256 the stored code less its zero is the signed integer.
+        parts = stored_parts(self, num_threads, self._zero)
+        return {**parts, "codes": parts["codes"].view(np.int8), "zero": 0}
 
     def _raw_parts(self, *, num_threads: int | None = None) -> dict[str, Any]:
         """The weight as nibblas.numerics takes it: a `nibblas.numerics.Parts`.

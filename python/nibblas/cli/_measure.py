@@ -134,6 +134,28 @@ def read_gbps(nbytes: int, threads: int) -> float:
     return sum(_on_threads(threads, lambda: _nibblas.read_bandwidth(part)))
 
 
+def copy_gbps(nbytes: int, threads: int, fresh: bool) -> float:
+    """GB/s, read and written, of NumPy copying half so many bytes, a part on each thread.
+
+    Into a new array if `fresh`, as an operation whose result is one: its pages come with the copy.
+    """
+    part = max(nbytes // 2 // threads, SMALLEST_SET)
+
+    def work() -> float:
+        source, target = np.ones(part, np.uint8), np.ones(part, np.uint8)
+        best = math.inf
+        for _ in range(9):
+            start = time.perf_counter()
+            if fresh:
+                source.copy()
+            else:
+                np.copyto(target, source)
+            best = min(best, time.perf_counter() - start)
+        return 2 * part / best / 1e9
+
+    return sum(_on_threads(threads, work))
+
+
 def _on_threads(threads: int, work: Callable[[], float]) -> list[float]:
     if threads == 1:
         return [work()]
