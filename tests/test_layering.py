@@ -218,6 +218,7 @@ def test_baseline_of_a_build():
             above = r"\n *[0-9a-f]+:\s+(v[a-z0-9]+ .*|.*%[yz]mm.*)"
             assert not re.findall(above, listing), path
 
+
 def optimized_products() -> list[Path]:
     """The objects of vector products in the release builds."""
     found: list[Path] = []
