@@ -33,7 +33,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import nibblas
@@ -116,24 +116,35 @@ def run(arguments: argparse.Namespace) -> int:
         cold=arguments.cold,
         seconds=arguments.seconds,
     )
+    report = measured(
+        arguments.target,
+        _bench.step_count(settings),
+        lambda step: _bench.run(settings, step),
+    )
+    print(json.dumps(report, indent=2) if arguments.json else as_text(report))
+    if arguments.plot:
+        _plot.plot(report, arguments.plot)
+    return 0
+
+
+def measured(
+    target: str | None, steps: int, run: Callable[[Callable[[str], None]], dict[str, Any]]
+) -> dict[str, Any]:
+    """What `run` reports of this machine, and with what it was measured."""
     started = time.perf_counter()
     load = machine_load()
     with contextlib.ExitStack() as stack:
-        if arguments.target:
-            stack.enter_context(nibblas.use_target(arguments.target))
-        progress = stack.enter_context(_text.Progress(_bench.step_count(settings)))
-        report = _bench.run(settings, progress.step)
-    report = {
+        if target:
+            stack.enter_context(nibblas.use_target(target))
+        progress = stack.enter_context(_text.Progress(steps))
+        report = run(progress.step)
+    return {
         "version": nibblas.__version__,
         "cpu": nibblas.cpu_info().get("brand", ""),
         "seconds": time.perf_counter() - started,
         "load": load,
         **report,
     }
-    print(json.dumps(report, indent=2) if arguments.json else as_text(report))
-    if arguments.plot:
-        _plot.plot(report, arguments.plot)
-    return 0
 
 
 def _commas(values: Sequence[object]) -> str:

@@ -4,13 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import time
 from collections.abc import Iterable
 from typing import Any
 
-import nibblas
 from nibblas.cli import _bench, _text, bench, peers
 from nibblas.cli.peers import _compare, _draw
 from nibblas.cli.peers._base import KINDS, Kind
@@ -50,19 +47,11 @@ def run(arguments: argparse.Namespace) -> int:
         cold=True if arguments.cold else False if arguments.warm else None,
         seconds=arguments.seconds,
     )
-    started, load = time.perf_counter(), bench.machine_load()
-    with contextlib.ExitStack() as stack:
-        if arguments.target:
-            stack.enter_context(nibblas.use_target(arguments.target))
-        progress = stack.enter_context(_text.Progress(_compare.step_count(settings)))
-        report = _compare.run(settings, progress.step)
-    report = {
-        "version": nibblas.__version__,
-        "cpu": nibblas.cpu_info().get("brand", ""),
-        "seconds": time.perf_counter() - started,
-        "load": load,
-        **report,
-    }
+    report = bench.measured(
+        arguments.target,
+        _compare.step_count(settings),
+        lambda step: _compare.run(settings, step),
+    )
     print(json.dumps(report, indent=2) if arguments.json else as_text(report))
     if arguments.plot:
         _draw.speeds(report, arguments.plot)
