@@ -101,7 +101,7 @@ def make_sysroot(folder: Path) -> None:
     print(f"{folder / 'sys'}: {len(archives)} packages of Debian")
 
 
-def install(folder: Path, *requirements: str | Path) -> None:
+def install(folder: Path, *requirements: str | Path, dependencies: bool = True) -> None:
     """Install wheels for aarch64 into folder/site."""
     tags = [f"manylinux_2_{minor}_aarch64" for minor in range(GLIBC, 16, -1)]
     tags += ["manylinux2014_aarch64", "linux_aarch64"]
@@ -113,6 +113,7 @@ def install(folder: Path, *requirements: str | Path) -> None:
             *("--python-version", f"3.{MINOR}", "--implementation", "cp"),
             *(f"--platform={tag}" for tag in tags),
             *(f"--abi={abi}" for abi in abis),
+            *(() if dependencies else ("--no-deps",)),
             *requirements,
         ],
         check=True,

@@ -55,7 +55,7 @@ def make(folder: Path) -> Path:
         env=environment,
     )
     (wheel,) = folder.glob("dist/nibblas-*-linux_aarch64.whl")
-    aarch64_python.install(folder, wheel)
+    aarch64_python.install(folder, wheel, dependencies=False)
     return wheel
 
 
