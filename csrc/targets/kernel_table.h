@@ -62,8 +62,9 @@ extern const ConversionTable kScalarConversions;
 #if NIBBLAS_X86
 extern const KernelTable kAvx2Kernels;
 extern const ConversionTable kAvx2Conversions;
+extern const KernelTable kAvx512Kernels;
+extern const ConversionTable kAvx512Conversions;
 extern const KernelTable kAvx512VnniKernels;
-extern const ConversionTable kAvx512VnniConversions;
 #endif
 
 }  // namespace nibblas
