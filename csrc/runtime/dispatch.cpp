@@ -19,19 +19,19 @@ constexpr uint64_t kAvx512Needs = kAvx2Needs | feature::kAvx512F | feature::kAvx
 constexpr uint64_t kAvx512VnniNeeds = kAvx512Needs | feature::kAvx512Vnni;
 #endif
 
-// Best first. Conversions take no dot products, so targets that differ in those alone share them.
-// "scalar" is last and needs nothing, so that every CPU has a target.
+// Best first. Targets that differ in integer dot products alone share all other tables. "scalar" is
+// last and needs nothing, so that every CPU has a target.
 constexpr TargetInfo kTargets[] = {
 #if NIBBLAS_X86
     {"avx512vnni", "512-bit vectors, four-way int8 dot products", kAvx512VnniNeeds,
-     &kAvx512VnniKernels, &kAvx512Conversions},
+     &kAvx512VnniKernels, &kAvx512Floats, &kAvx512Conversions},
     {"avx512", "512-bit vectors, int8 dot products through int16", kAvx512Needs, &kAvx512Kernels,
-     &kAvx512Conversions},
+     &kAvx512Floats, &kAvx512Conversions},
     {"avx2", "256-bit vectors, int8 dot products through int16", kAvx2Needs, &kAvx2Kernels,
-     &kAvx2Conversions},
+     &kAvx2Floats, &kAvx2Conversions},
 #endif
     {"scalar", "plain C++, the reference for every other target", 0, &kScalarKernels,
-     &kScalarConversions},
+     &kScalarFloats, &kScalarConversions},
 };
 
 std::atomic<const TargetInfo*> g_active{nullptr};
