@@ -30,8 +30,9 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
   // A small tile has too few sums to hide a dot product's latency, so every second quad goes to
-  // sums of its own.
-  constexpr bool split = Ops::kSplits && MR * NV < 4 && Source::kParts > 1;
+  // sums of its own, where both take half of the registers at most.
+  constexpr bool split =
+      Ops::kSplits && MR * NV < 4 && 4 * MR * NV <= T::kRegisters && Source::kParts > 1;
   typename Ops::Acc odd[split ? MR : 1][split ? NV : 1];
   if constexpr (split) {
     for_tile<MR, NV>(
