@@ -8,14 +8,16 @@
 namespace nibblas {
 namespace {
 
-// Codes that few rows multiply straight from the planes. Others are expanded first: there are many
-// kinds of them, and they are read from memory more slowly than they are expanded.
-constexpr bool straight(int bits) { return bits == 4 || bits == 6 || bits == 8; }
+// What few rows multiply straight from the planes. Other widths are expanded first, to keep the code
+// small: expanding them is faster than memory, but at one row what it takes comes on top.
+constexpr bool straight(int bits, GroupKind kind) {
+  return bits == 4 || bits == 8 || kind == GroupKind::two_level;
+}
 
 // x_words: words of packed x per 4 codes.
 template <class T, class Ops>
 Tile choose_tile(const Weight& w, int64_t rows, int x_words) {
-  const bool few = straight(w.bits) && rows <= straight_rows<T>(w);
+  const bool few = straight(w.bits, group_kind<Ops>(w)) && rows <= straight_rows<T>(w);
   Tile tile;
   tile.rows = few ? gemv_tile_rows<T>(rows) : T::kGemmRows;
   tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
@@ -42,7 +44,7 @@ template <class T, class Operands, GroupKind kGroups>
 void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
                 void* scratch) {
   using Ops = typename Operands::Ops;
-  if constexpr (straight(Operands::kBits)) {
+  if constexpr (straight(Operands::kBits, kGroups)) {
     if (job.x.rows <= straight_rows<T>(*job.weight)) {
       return gemv<T, Operands, kGroups>(job, panel0, panel1, scratch);
     }
