@@ -34,7 +34,9 @@ PYBIND11_MODULE(main_interpreter, m, py::mod_gil_not_used()) {
 
 // The module's entry. In a second interpreter pybind11 would wait for the first one's GIL for ever.
 extern "C" PYBIND11_EXPORT PyObject* PyInit__nibblas() {
-  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return PyInit_main_interpreter();
+  if (PyInterpreterState_Get() == PyInterpreterState_Main()) {
+    return nibblas::PyInit_main_interpreter();
+  }
   PyErr_SetString(PyExc_ImportError,
                   "nibblas can only be imported in the main interpreter of a process, "
                   "this is a subinterpreter");
