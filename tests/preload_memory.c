@@ -1,12 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // Preloaded by tests/test_memory.py, with glibc: takes over the memory that the native module asks
-// for, by posix_memalign (arrays and scratch) and by malloc (operator new).
+// for: arrays and scratch.
 //
 // NIBBLAS_TEST_FENCE=start or end: what posix_memalign gives starts at a page that nobody may touch,
 // or ends there (up to the alignment; those bytes are watched), and is never used again once freed.
-//
-// nibblas_test_fail(n): from here on this thread's nth allocation, counted from 1, fails once; with
-// 0 none does. A negative n ends that. Returns how many there have been.
 #include <errno.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,23 +11,8 @@
 #include <string.h>
 #include <sys/mman.h>
 
-extern void *__libc_malloc(size_t);
 extern void *__libc_memalign(size_t, size_t);
 extern void __libc_free(void *);
-
-static __thread long armed, count, failing;
-
-long nibblas_test_fail(long n) {
-  const long seen = count;
-  armed = n >= 0;
-  failing = n;
-  count = 0;
-  return seen;
-}
-
-static int fails_now(void) { return armed && ++count == failing; }
-
-// --- the fence
 
 #define PAGE ((size_t)4096)
 #define REGION ((size_t)1 << 38)
@@ -98,19 +80,10 @@ static void unfence(char *data) {
 // --- in place of the C library's
 
 int posix_memalign(void **memory, size_t alignment, size_t size) {
-  if (fails_now()) return ENOMEM;
   void *given = region != NULL ? fenced(alignment, size) : __libc_memalign(alignment, size);
   if (given == NULL) return ENOMEM;
   *memory = given;
   return 0;
-}
-
-void *malloc(size_t size) {
-  if (fails_now()) {
-    errno = ENOMEM;
-    return NULL;
-  }
-  return __libc_malloc(size);
 }
 
 void free(void *memory) {

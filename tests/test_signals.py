@@ -72,9 +72,7 @@ class Long:
         self.dense = np.broadcast_to(random_x(rng, (1, 2048)), (60_000, 2048))
 
     def linear(self, compute: str) -> np.ndarray:
-        return nibblas.linear(
-            self.x, self.w, compute=compute, out=self.y, num_threads=self.threads
-        )
+        return nibblas.linear(self.x, self.w, compute=compute, out=self.y, num_threads=self.threads)
 
     def matmul_integer(self, b: Any) -> np.ndarray:
         out = self.y.view(np.int32)
