@@ -24,7 +24,8 @@ template <class T>
 Tile choose_tile(const Weight& w, Compute compute, int64_t rows) {
   const bool few = straight(w.bits) && rows <= straight_rows<T>(w);
   Tile tile;
-  tile.rows = few ? gemv_tile_rows<T>(rows) : T::kGemmRows;
+  tile.rows = few ? gemv_tile_rows<T>(rows)
+                  : compute == Compute::float32 ? T::kFloatGemmRows : T::kGemmRows;
   tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
   const int64_t block = compute == Compute::float32
                             ? depth_block<FloatOps<T>>(w, rows)

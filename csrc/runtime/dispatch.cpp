@@ -18,6 +18,10 @@ constexpr uint64_t kAvx512VnniNeeds = kAvx2Needs | feature::kAvx512F | feature::
                                       feature::kAvx512Vl | feature::kAvx512Dq |
                                       feature::kAvx512Vnni;
 #endif
+#if NIBBLAS_ARM
+constexpr uint64_t kDotprodNeeds = feature::kNeon | feature::kDotprod;
+constexpr uint64_t kI8mmNeeds = kDotprodNeeds | feature::kI8mm;
+#endif
 
 // Best first. "scalar" is last and needs nothing, so that every CPU has a target.
 constexpr TargetInfo kTargets[] = {
@@ -26,6 +30,14 @@ constexpr TargetInfo kTargets[] = {
      &kAvx512VnniKernels, &kAvx512VnniConversions},
     {"avx2", "256-bit vectors, int8 dot products through int16", kAvx2Needs, &kAvx2Kernels,
      &kAvx2Conversions},
+#endif
+#if NIBBLAS_ARM
+    {"neon_i8mm", "128-bit vectors, int8 dot products of unsigned and signed bytes", kI8mmNeeds,
+     &kNeonI8mmKernels, &kNeonConversions},
+    {"neon_dotprod", "128-bit vectors, four-way int8 dot products", kDotprodNeeds,
+     &kNeonDotprodKernels, &kNeonConversions},
+    {"neon", "128-bit vectors, int8 dot products through int16", feature::kNeon, &kNeonKernels,
+     &kNeonConversions},
 #endif
     {"scalar", "plain C++, the reference for every other target", 0, &kScalarKernels,
      &kScalarConversions},

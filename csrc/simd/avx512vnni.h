@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "simd/dot_defaults.h"
 #include "simd/transpose_words.h"
 #include "simd/unroll.h"
 
@@ -26,6 +27,7 @@ struct Avx512Vnni {
   // 6 rows x 4 panels: 24 accumulators, 4 operands and a broadcast of the 32 zmm; 10 loads feed
   // 24 dot products.
   static constexpr int kGemmRows = 6;
+  static constexpr int kFloatGemmRows = 6;
   static constexpr int kGemmPanels = 4;
   static constexpr bool kPinsSums = false;  // see multiply_steps
   static constexpr int kGemvRows = 4;
@@ -163,16 +165,20 @@ struct Avx512Vnni {
   static I32 lookup(ByteTable t, I32 quad) { return _mm512_shuffle_epi8(t, quad); }
   static F32 lookup_f32(FloatTable t, I32 codes) { return _mm512_permutexvar_ps(codes, t); }
 
+  template <int MR>
+  static NIBBLAS_INLINE const int32_t* load_column(const int32_t* p) { return p; }
+  template <int m>
+  static NIBBLAS_INLINE F32 lane_of(const int32_t* column) {
+    return from_bits(set1_i32(column[m]));
+  }
+
   static I32 dot_i16(I32 acc, I32 a, I32 b) { return _mm512_dpwssd_epi32(acc, a, b); }
 
   // Unsigned weight operands times signed activation codes, in int32: see kSegment.
-  struct U8Dot {
+  struct U8Dot : DotDefaults<U8Dot> {
     using W = I32;
     using X = I32;
     using Acc = I32;
-    static constexpr int kQuadParts = 1;
-    static constexpr bool kWideX = false;
-    static constexpr bool kNarrow = false;
     static constexpr bool kSplits = true;
     static constexpr bool kPlaneIsOperand = true;
     template <int part>
@@ -180,7 +186,9 @@ struct Avx512Vnni {
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm512_set1_epi32(*p); }
+    static Acc empty() { return zero_i32(); }
     static Acc step(Acc acc, W w, X x) { return _mm512_dpbusd_epi32(acc, w, x); }
+    static I32 widen(Acc acc) { return acc; }
     static I32 as_factor(I32 factor) { return factor; }
     static I32 add_product(I32 total, Acc acc, I32 factor) {
       return add_i32(total, mul_i32(acc, factor));
@@ -188,6 +196,8 @@ struct Avx512Vnni {
   };
   template <int top>
   using DotFor = U8Dot;
+  template <int top>
+  using IntegerDotFor = DotFor<top>;  // where x may be -128
 };
 
 }  // namespace

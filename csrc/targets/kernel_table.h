@@ -65,5 +65,11 @@ extern const ConversionTable kAvx2Conversions;
 extern const KernelTable kAvx512VnniKernels;
 extern const ConversionTable kAvx512VnniConversions;
 #endif
+#if NIBBLAS_ARM
+extern const KernelTable kNeonKernels;
+extern const KernelTable kNeonDotprodKernels;
+extern const KernelTable kNeonI8mmKernels;
+extern const ConversionTable kNeonConversions;  // of all three
+#endif
 
 }  // namespace nibblas
