@@ -26,7 +26,7 @@ int64_t depth_block(const Weight& w, int64_t rows) {
 
 // Rows of a tile.
 template <class T, class Ops>
-constexpr int kTileRows = Ops::kFloat ? T::kFloatGemmRows : T::kGemmRows;
+constexpr int kTileRows = Ops::kMostRows < T::kGemmRows ? Ops::kMostRows : T::kGemmRows;
 
 // Scratch of one product: the block, then running sums and segment sums of [rows][panels][16].
 struct ProductScratch {

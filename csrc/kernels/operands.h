@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/code_reader.h"
+#include "simd/dot_defaults.h"
 
 namespace nibblas {
 namespace {
@@ -27,14 +28,9 @@ struct IntOps : Dot {
 
 // compute="float32": p = fma(x, value, p) from 0, then acc = fma(p, s, acc).
 template <class T>
-struct FloatOps {
+struct FloatOps : DotDefaults<FloatOps<T>> {  // kSplits never: the order of additions is fixed
   static constexpr bool kFloat = true;
-  static constexpr bool kWideX = false;
-  static constexpr int kQuads = 1;
   static constexpr int kQuadParts = 4;
-  static constexpr bool kNarrow = false;
-  static constexpr bool kSplits = false;  // the order of additions is fixed
-  static constexpr bool kPlaneIsOperand = false;
   using W = typename T::F32;
   using Acc = typename T::F32;
   using Sum = typename T::F32;
@@ -70,10 +66,10 @@ struct IntCodes {
   }
 };
 
-// 4-bit codes through a codebook whose greatest operand is at most Top.
-template <class T, int Top>
+// 4-bit codes through a codebook whose operands this Dot takes.
+template <class T, class Dot_>
 struct IntLookup {
-  using Dot = typename T::template DotFor<Top>;
+  using Dot = Dot_;
   using Ops = IntOps<T, Dot>;
   static constexpr int kBits = 4;
   static constexpr bool kLookup = true;
@@ -151,9 +147,9 @@ void with_int_operands(const Weight& w, const F& f) {
   if (w.codebook_type == CodebookType::none) {
     with_bits(w.bits, [&](auto bits) { f(Use<IntCodes<T, decltype(bits)::value>>{}); });
   } else if (w.top_operand <= kSmallOperand) {
-    f(Use<IntLookup<T, kSmallOperand>>{});
+    f(Use<IntLookup<T, typename T::template DotFor<kSmallOperand>>>{});
   } else {
-    f(Use<IntLookup<T, 255>>{});
+    f(Use<IntLookup<T, typename T::template DotFor<255>>>{});
   }
 }
 

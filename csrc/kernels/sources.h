@@ -14,8 +14,9 @@ namespace {
 // groups are summed as integers up to their super-block.
 enum class GroupKind { constant, zero_points, mins, two_level };
 
-inline GroupKind group_kind(const Weight& w, Compute compute) {
-  if (w.two_level && compute == Compute::int8) return GroupKind::two_level;
+template <class Ops>
+GroupKind group_kind(const Weight& w) {
+  if (w.two_level && !Ops::kFloat) return GroupKind::two_level;
   return w.zero_points ? GroupKind::zero_points
                        : has_mins(w) ? GroupKind::mins : GroupKind::constant;
 }

@@ -20,7 +20,6 @@ struct Avx2 {
 
   // 6 rows x 1 panel: 12 accumulators, 2 operands, 1 broadcast and 1 product are the 16 ymm.
   static constexpr int kGemmRows = 6;
-  static constexpr int kFloatGemmRows = 6;
   static constexpr int kGemmPanels = 1;
   static constexpr bool kPinsSums = true;  // see multiply_steps
   static constexpr int kGemvRows = 4;

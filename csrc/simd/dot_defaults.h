@@ -14,6 +14,7 @@ struct DotDefaults {
   static constexpr int kQuads = 1;      // quads of codes that make an operand: 1, or 2 by `join`
   static constexpr int kQuadParts = 1;  // operands that a quad of codes gives
   static constexpr int kBias = 0;       // operands are less than the codes by this much
+  static constexpr int kMostRows = 64;  // of a tile, where registers hold fewer than the target's
   static constexpr bool kWideX = false;  // whether x words hold two int16 instead of four int8
   // Whether Acc is another type than the sum, from `empty` on to `widen`, after most_steps(greatest
   // operand) steps at most.

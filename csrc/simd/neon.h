@@ -15,12 +15,9 @@ namespace {
 struct Neon : NeonRegisters {
   static constexpr const char* kName = "neon";
 
-  // 3 rows x 1 panel: sums of 8 registers a row are 24, with 4 of operands, a broadcast and a
-  // product of the 32; 7 loads feed 24 multiplications. Floats, with 4 registers a row: 6 rows, for
-  // 24 sums, 4 operands and 2 of x.
+  // Sums of 8 registers a row: 3 rows x 1 panel are 24, with 4 of operands and 3 broadcasts of the
+  // 32; 7 loads feed 24 multiplications.
   static constexpr int kGemmRows = 3;
-  static constexpr int kFloatGemmRows = 6;
-  static constexpr int kGemmPanels = 1;
   static constexpr int kGemvRows = 2;
   static constexpr int kStraightRows = 4;  // see straight_rows
   static constexpr int gemv_panels(int) { return 1; }
@@ -94,6 +91,7 @@ struct Neon : NeonRegisters {
     };
     using Acc = I32Pair;
     static constexpr int kQuads = 2;
+    static constexpr int kMostRows = 2;  // 16 sums, 8 operands, 2 broadcasts, products
     static constexpr int kBias = large ? 128 : 0;
     static constexpr bool kNarrow = true;
     static int64_t most_steps(int) { return INT64_MAX; }

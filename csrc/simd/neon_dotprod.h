@@ -10,15 +10,6 @@ namespace {
 struct NeonDotprod : NeonRegisters {
   static constexpr const char* kName = "neon_dotprod";
 
-  // 6 rows x 1 panel: 24 sums, 4 operands and 2 of x of the 32 registers; 6 loads feed 24 dot
-  // products.
-  static constexpr int kGemmRows = 6;
-  static constexpr int kFloatGemmRows = 6;
-  static constexpr int kGemmPanels = 1;
-  static constexpr int kGemvRows = 4;
-  static constexpr int kStraightRows = 8;  // see straight_rows
-  static constexpr int gemv_panels(int rows) { return rows == 1 ? 2 : 1; }
-
   // Both operands are signed: below 128 they are as they are, 8-bit codes are less 128 by one eor,
   // and their zero points, too. The words of x are lanes of a register: see load_column.
   template <bool large>

@@ -11,14 +11,6 @@ namespace {
 struct NeonI8mm : NeonRegisters {
   static constexpr const char* kName = "neon_i8mm";
 
-  // As with sdot: 24 sums, 4 operands and 2 of x of the 32 registers.
-  static constexpr int kGemmRows = 6;
-  static constexpr int kFloatGemmRows = 6;
-  static constexpr int kGemmPanels = 1;
-  static constexpr int kGemvRows = 4;
-  static constexpr int kStraightRows = 8;  // see straight_rows
-  static constexpr int gemv_panels(int rows) { return rows == 1 ? 2 : 1; }
-
   struct MixedDot : DotDefaults<MixedDot> {
     using W = I32;
     using Acc = I32;

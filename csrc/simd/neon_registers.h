@@ -14,9 +14,17 @@ namespace nibblas {
 namespace {
 
 struct NeonRegisters {
-  static constexpr int kRegisters = 8;     // panel-wide registers
+  static constexpr int kRegisters = 8;  // panel-wide registers
+
+  // 6 rows x 1 panel: 24 sums, 4 operands and 2 of x of the 32 registers; 6 loads feed 24
+  // multiplications.
+  static constexpr int kGemmRows = 6;
+  static constexpr int kGemmPanels = 1;
   static constexpr bool kPinsSums = false;  // see multiply_steps
-  static constexpr int kStreamRows = 2;     // see reads_one_stream
+  static constexpr int kGemvRows = 4;
+  static constexpr int kStreamRows = 2;    // see reads_one_stream
+  static constexpr int kStraightRows = 8;  // see straight_rows
+  static constexpr int gemv_panels(int rows) { return rows == 1 ? 2 : 1; }
 
   struct F32 {
     float32x4_t a, b, c, d;

@@ -18,7 +18,6 @@ struct Scalar {
 
   // Small tiles: without SIMD the accumulators are memory anyway.
   static constexpr int kGemmRows = 2;
-  static constexpr int kFloatGemmRows = 2;
   static constexpr int kGemmPanels = 1;
   static constexpr bool kPinsSums = false;  // see multiply_steps
   static constexpr int kGemvRows = 1;

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// Conversions have no dot products: these serve every NEON target.
-#include "simd/neon.h"
+#include "simd/neon_registers.h"
 
 #include "targets/make_conversions.h"
 
 namespace nibblas {
 
-extern constexpr ConversionTable kNeonConversions = make_conversions<Neon>();
+extern constexpr ConversionTable kNeonConversions = make_conversions<NeonRegisters>();
 
 }  // namespace nibblas

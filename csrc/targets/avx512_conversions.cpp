@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "simd/avx512vnni.h"
+#include "simd/avx512.h"
 
 #include "targets/make_conversions.h"
 
 namespace nibblas {
 
-extern constexpr ConversionTable kAvx512VnniConversions = make_conversions<Avx512Vnni>();
+extern constexpr ConversionTable kAvx512Conversions = make_conversions<Avx512>();
 
 }  // namespace nibblas
