@@ -10,7 +10,7 @@ namespace {
 
 // Codes that few rows multiply straight from the planes. Others are expanded first: there are many
 // kinds of them, and they are read from memory more slowly than they are expanded.
-constexpr bool straight(int bits) { return bits == 4 || bits == 8; }
+constexpr bool straight(int bits) { return bits == 4 || bits == 6 || bits == 8; }
 
 template <class T, class Ops>
 Tile choose_tile(const Weight& w, int64_t rows) {

@@ -77,6 +77,7 @@ extern const ConversionTable kScalarConversions;
 extern const KernelTable kAvx2Kernels;
 extern const FloatTable kAvx2Floats;
 extern const ConversionTable kAvx2Conversions;
+extern const KernelTable kAvxVnniKernels;
 extern const KernelTable kAvx512Kernels;
 extern const FloatTable kAvx512Floats;
 extern const ConversionTable kAvx512Conversions;
