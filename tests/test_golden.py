@@ -26,6 +26,8 @@ ROOT = Path(__file__).parent / "golden"
 FOLDERS = sorted(path.parent for path in ROOT.glob("*/manifest.json"))
 MOST_BYTES = 500_000  # of all folders together: they are in every clone and sdist for ever
 
+pytestmark = pytest.mark.emulated  # these bits are pinned: every CPU has to give them
+
 every_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
