@@ -9,9 +9,10 @@ namespace nibblas {
 namespace {
 
 // What few rows multiply straight from the planes. Other widths are expanded first, to keep the code
-// small: expanding them is faster than memory, but at one row what it takes comes on top.
+// small: expanding them is faster than memory, but at one row what it takes comes on top. (q3_k has
+// groups of 16, and a row of its 1-bit plane is 32 deep.)
 constexpr bool straight(int bits, GroupKind kind) {
-  return bits == 4 || bits == 8 || kind == GroupKind::two_level;
+  return bits == 4 || bits == 8 || (kind == GroupKind::two_level && bits != 3);
 }
 
 template <class T, class Ops>
