@@ -68,7 +68,7 @@ unpack_linux() {
 # From source, as the package has neither the corrections of fix_tiles.sh nor fast loops (those are
 # off in a Bochs with a debugger).
 unpack_bochs() {
-  in_debian bash -ec 'cd /root && rm -rf bochs* && apt-get -q source --tar-only bochs=3.0* &&
+  in_debian bash -ec 'cd /root && rm -rf bochs* && apt-get -q source --tar-only bochs &&
     tar -xf bochs_*.orig.tar.* && mv bochs-3.0 bochs'
   bash "$here/fix_tiles.sh" "$debian/root/bochs"
   in_debian bash -ec 'cd /root/bochs && ./configure CFLAGS=-O2 CXXFLAGS=-O2 --with-nogui \
