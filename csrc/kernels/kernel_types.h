@@ -51,7 +51,6 @@ struct Tile {
 // Quantizes and packs rows of x.
 struct RowsJob {
   const Weight* weight;
-  Compute compute;
   Matrix x;
   FloatType type;
   PackedRows packed;
@@ -62,14 +61,14 @@ struct IntegerRowsJob {
   const Weight* weight;
   Matrix a;
   bool is_unsigned;
-  int zero;  // subtracted through `starts`: the weight's zero point in its unsigned codes
+  bool zeros_vary;  // among outputs: `starts` get -sum
+  int zero;  // else subtracted through `starts`: the weight's zero point in its unsigned codes
   PackedRows packed;
 };
 
 // y = activation(x W^T + bias)
 struct ProductJob {
   const Weight* weight;
-  Compute compute;
   PackedRows x;
   Matrix y;
   FloatType type;

@@ -115,9 +115,11 @@ void pair_sums(const Weight& w, const int8_t* codes, int m, int32_t* starts) {
 
 // int8 compute: codes, a, and what the zero point and mins need of the sum of the codes.
 template <class T>
-void pack_quantized_rows(const RowsJob& job, int64_t row0, int m, void* scratch) {
+void pack_quantized_rows(const RowsJob& job, int64_t row0, void* scratch) {
   const Weight& w = *job.weight;
   const PackedRows& out = job.packed;
+  const int m = static_cast<int>(smaller(out.tile_rows, out.rows - row0));
+  const int zero = w.zero - operand_bias<T>(w);
   float* floats = static_cast<float*>(scratch);
   int8_t* codes = reinterpret_cast<int8_t*>(floats + w.depth_padded);
   const int64_t at = row0 * out.segments;
@@ -142,7 +144,7 @@ void pack_quantized_rows(const RowsJob& job, int64_t row0, int m, void* scratch)
         pair_sums<T>(w, row + k, m, out.starts + (at + s * m) * out.segment_starts + i);
         continue;
       }
-      out.starts[index] = w.zero_points ? negated_product(sum, 1) : negated_product(sum, w.zero);
+      out.starts[index] = w.zero_points ? negated_product(sum, 1) : negated_product(sum, zero);
       if (out.sums) out.sums[index] = a * static_cast<float>(sum);
     }
   }
@@ -151,9 +153,10 @@ void pack_quantized_rows(const RowsJob& job, int64_t row0, int m, void* scratch)
 
 // float32 compute: x itself, [depth][m], and its ascending sum over each group for the mins.
 template <class T>
-void pack_float_rows(const RowsJob& job, int64_t row0, int m, void* scratch) {
+void pack_float_rows(const RowsJob& job, int64_t row0, void* scratch) {
   const Weight& w = *job.weight;
   const PackedRows& out = job.packed;
+  const int m = static_cast<int>(smaller(out.tile_rows, out.rows - row0));
   int32_t* words = out.words + row0 * out.row_words;
   for (int i = 0; i < m; ++i) {
     const float* x = row_as_floats<T>(job.x, job.type, row0 + i, w.depth, w.depth_padded,
@@ -169,22 +172,13 @@ void pack_float_rows(const RowsJob& job, int64_t row0, int m, void* scratch) {
   }
 }
 
-template <class T>
-void pack_rows(const RowsJob& job, int64_t row0, void* scratch) {
-  const int m = static_cast<int>(smaller(job.packed.tile_rows, job.packed.rows - row0));
-  if (job.compute == Compute::int8) {
-    pack_quantized_rows<T>(job, row0, m, scratch);
-  } else {
-    pack_float_rows<T>(job, row0, m, scratch);
-  }
-}
-
 // Integers as signed codes: unsigned ones move down by 128.
 template <class T>
 void pack_integer_rows(const IntegerRowsJob& job, int64_t row0, void* scratch) {
   const Weight& w = *job.weight;
   const PackedRows& out = job.packed;
   const int m = static_cast<int>(smaller(out.tile_rows, out.rows - row0));
+  const int zero = job.zeros_vary ? 1 : job.zero - operand_bias<T>(w);
   int8_t* codes = static_cast<int8_t*>(scratch);
   for (int i = 0; i < m; ++i) {
     int8_t* row = codes + i * w.depth_padded;
@@ -196,7 +190,7 @@ void pack_integer_rows(const IntegerRowsJob& job, int64_t row0, void* scratch) {
       if (job.is_unsigned) row[k] = static_cast<int8_t>(row[k] ^ -128);
       sum += static_cast<uint32_t>(row[k]);
     }
-    out.starts[row0 + i] = negated_product(static_cast<int32_t>(sum), job.zero);
+    out.starts[row0 + i] = negated_product(static_cast<int32_t>(sum), zero);
   }
   interleave<T>(w, codes, m, out.words + row0 * out.row_words);
 }

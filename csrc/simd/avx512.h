@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+// AVX-512 (F, BW, VL, DQ): a panel of 16 lanes is one zmm. Without VNNI there is no exact u8 x s8
+// dot product into int32, so codes take the two exact ways of avx2.h.
+#pragma once
+
+// GCC's own intrinsics leave the operand that a full mask overwrites unset, and GCC 12 warns of
+// each use.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "simd/dot_defaults.h"
+#include "simd/transpose_words.h"
+#include "simd/unroll.h"
+
+namespace nibblas {
+namespace {
+
+struct Avx512 {
+  static constexpr const char* kName = "avx512";
+  static constexpr int kRegisters = 32;  // panel-wide registers
+
+  // 6 rows x 4 panels: 24 accumulators, 4 operands, a broadcast and a product are 30 of the 32 zmm;
+  // 10 loads feed 24 dot products.
+  static constexpr int kGemmRows = 6;
+  static constexpr int kGemmPanels = 4;
+  static constexpr bool kPinsSums = false;  // see multiply_steps
+  static constexpr int kGemvRows = 4;
+  static constexpr int kStreamRows = 2;    // see reads_one_stream
+  static constexpr int kStraightRows = 32;  // see straight_rows
+  static constexpr int gemv_panels(int) { return 4; }
+
+  using F32 = __m512;
+  using I32 = __m512i;
+  using Mask = __mmask16;
+
+  static F32 set1(float a) { return _mm512_set1_ps(a); }
+  static F32 zero_f32() { return _mm512_setzero_ps(); }
+  static F32 load(const float* p) { return _mm512_loadu_ps(p); }
+  static void store(float* p, F32 a) { _mm512_storeu_ps(p, a); }
+  static F32 add(F32 a, F32 b) { return _mm512_add_ps(a, b); }
+  static F32 sub(F32 a, F32 b) { return _mm512_sub_ps(a, b); }
+  static F32 mul(F32 a, F32 b) { return _mm512_mul_ps(a, b); }
+  static F32 div(F32 a, F32 b) { return _mm512_div_ps(a, b); }
+  static F32 fma(F32 a, F32 b, F32 c) { return _mm512_fmadd_ps(a, b, c); }
+  static F32 rint(F32 a) {
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  }
+  static F32 select(Mask m, F32 yes, F32 no) { return _mm512_mask_blend_ps(m, no, yes); }
+  static Mask lt(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ); }
+  static Mask le(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_LE_OQ); }
+  static Mask eq(F32 a, F32 b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+  static Mask is_nan(F32 a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q); }
+  static I32 bits(F32 a) { return _mm512_castps_si512(a); }
+  static F32 from_bits(I32 a) { return _mm512_castsi512_ps(a); }
+  static F32 abs(F32 a) { return from_bits(and_i32(bits(a), set1_i32(0x7fffffff))); }
+  static F32 neg(F32 a) { return from_bits(xor_i32(bits(a), set1_i32(INT32_MIN))); }
+
+  static I32 set1_i32(int32_t a) { return _mm512_set1_epi32(a); }
+  static I32 zero_i32() { return _mm512_setzero_si512(); }
+  static I32 load_i32(const void* p) { return _mm512_loadu_si512(p); }
+  static void store_i32(void* p, I32 a) { _mm512_storeu_si512(p, a); }
+  static I32 add_i32(I32 a, I32 b) { return _mm512_add_epi32(a, b); }
+  static I32 sub_i32(I32 a, I32 b) { return _mm512_sub_epi32(a, b); }
+  static I32 mul_i32(I32 a, I32 b) { return _mm512_mullo_epi32(a, b); }
+  static I32 and_i32(I32 a, I32 b) { return _mm512_and_si512(a, b); }
+  static I32 or_i32(I32 a, I32 b) { return _mm512_or_si512(a, b); }
+  static I32 xor_i32(I32 a, I32 b) { return _mm512_xor_si512(a, b); }
+  static I32 max_i32(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
+  static I32 min_i32(I32 a, I32 b) { return _mm512_min_epi32(a, b); }
+  template <int n>
+  static I32 shl(I32 a) { return _mm512_slli_epi32(a, n); }
+  template <int n>
+  static I32 shr(I32 a) { return _mm512_srli_epi32(a, n); }
+  template <int n>
+  static I32 sar(I32 a) { return _mm512_srai_epi32(a, n); }
+  static I32 select_i32(Mask m, I32 yes, I32 no) { return _mm512_mask_blend_epi32(m, no, yes); }
+  static Mask lt_i32(I32 a, I32 b) { return _mm512_cmplt_epi32_mask(a, b); }
+  static F32 to_f32(I32 a) { return _mm512_cvtepi32_ps(a); }
+  static I32 to_i32(F32 a) { return _mm512_cvtps_epi32(a); }
+  static int32_t reduce_max_i32(I32 a) { return _mm512_reduce_max_epi32(a); }
+  static int32_t reduce_add_i32(I32 a) { return _mm512_reduce_add_epi32(a); }
+
+  // 16 values of a narrower type to and from 32-bit lanes.
+  static I32 load_u8(const void* p) {
+    return _mm512_cvtepu8_epi32(_mm_loadu_si128(static_cast<const __m128i*>(p)));
+  }
+  static I32 load_u16(const void* p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+  }
+  static F32 load_f16(const void* p) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+  }
+  static void store_i8(void* p, I32 a) {
+    _mm_storeu_si128(static_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a));
+  }
+  static void store_u16(void* p, I32 a) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a));
+  }
+  static void store_f16(void* p, F32 a) {
+    _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+  }
+  // Past the caches, to a multiple of 64; `drain` before another thread may read it.
+  static void stream(void* p, I32 a) { _mm512_stream_si512(static_cast<__m512i*>(p), a); }
+  static void drain() { _mm_sfence(); }
+  // Inlined at once: GCC takes a function that only prefetches for one without effect, and drops
+  // calls of it.
+  static NIBBLAS_INLINE void prefetch_l2(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
+  }
+  static NIBBLAS_INLINE void prefetch(const void* p) {
+    _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+  }
+
+  // Hides a value from the optimizer, for loops that only measure.
+  static void hide(I32& a) {
+#if defined(__GNUC__)
+    __asm__ volatile("" : "+v"(a));
+#endif
+  }
+
+  // rows[r] lane c  <->  rows[c] lane r.
+  static void transpose16(I32 r[16]) {
+    I32 t[16];
+    for (int i = 0; i < 16; i += 2) {
+      t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+      t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {  // r[i + q]: column q of each 4 x 4 block of rows i .. i+3
+      r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+      r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+      r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+      r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int q = 0; q < 4; ++q) {  // then the 4 x 4 grid of 128-bit blocks
+      const I32 a = _mm512_shuffle_i32x4(r[q], r[q + 4], 0x88);
+      const I32 b = _mm512_shuffle_i32x4(r[q], r[q + 4], 0xdd);
+      const I32 c = _mm512_shuffle_i32x4(r[q + 8], r[q + 12], 0x88);
+      const I32 d = _mm512_shuffle_i32x4(r[q + 8], r[q + 12], 0xdd);
+      t[q] = _mm512_shuffle_i32x4(a, c, 0x88);
+      t[q + 4] = _mm512_shuffle_i32x4(b, d, 0x88);
+      t[q + 8] = _mm512_shuffle_i32x4(a, c, 0xdd);
+      t[q + 12] = _mm512_shuffle_i32x4(b, d, 0xdd);
+    }
+    for (int i = 0; i < 16; ++i) r[i] = t[i];
+  }
+
+  // The same in memory, rows of 64 bytes so many bytes apart.
+  static void transpose_words(const void* from, int64_t from_stride, void* to, int64_t to_stride) {
+    transpose_words_avx2(from, from_stride, to, to_stride);
+  }
+
+  using ByteTable = __m512i;
+  using FloatTable = __m512;
+  static constexpr bool kLooksUpFloats = true;  // vpermps: a conversion and a subtraction less
+  static ByteTable byte_table(const uint8_t* p) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  }
+  static FloatTable float_table(const float* p) { return load(p); }
+  static I32 lookup(ByteTable t, I32 quad) { return _mm512_shuffle_epi8(t, quad); }
+  static F32 lookup_f32(FloatTable t, I32 codes) { return _mm512_permutexvar_ps(codes, t); }
+
+  template <int MR>
+  static NIBBLAS_INLINE const int32_t* load_column(const int32_t* p) { return p; }
+  template <int m>
+  static NIBBLAS_INLINE F32 lane_of(const int32_t* column) {
+    return from_bits(set1_i32(column[m]));
+  }
+
+  static I32 dot_i16(I32 acc, I32 a, I32 b) {
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b));
+  }
+
+  // Operands of at most 127: see avx2.h for why int16 holds the sums, and for how many steps.
+  struct NarrowDot : DotDefaults<NarrowDot> {
+    using W = I32;
+    using X = I32;
+    using Acc = I32;
+    static constexpr bool kNarrow = true;
+    static int64_t most_steps(int top) { return 32767 / (2 * 128 * top); }
+    template <int part>
+    static W operand(I32 quad) { return quad; }
+    static W load_w(const uint8_t* p) { return load_i32(p); }
+    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
+    static X load_x(const int32_t* p) { return _mm512_set1_epi32(*p); }
+    static Acc empty() { return zero_i32(); }
+    static Acc step(Acc acc, W w, X x) {
+      return _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, x));
+    }
+    static I32 widen(Acc acc) { return _mm512_madd_epi16(acc, _mm512_set1_epi16(1)); }
+    static I32 as_factor(I32 factor) {  // in both halves
+      return or_i32(and_i32(factor, set1_i32(0xffff)), shl<16>(factor));
+    }
+    static I32 add_product(I32 total, Acc acc, I32 factor) { return dot_i16(total, acc, factor); }
+  };
+
+  // Larger ones, widened to int16: k0 and k2 of each output, then k1 and k3; the x words likewise.
+  struct WideDot : DotDefaults<WideDot> {
+    using W = I32;
+    using X = I32;
+    using Acc = I32;
+    static constexpr int kQuadParts = 2;
+    static constexpr bool kWideX = true;
+    template <int part>
+    static W operand(I32 quad) {
+      if constexpr (part > 0) return _mm512_srli_epi16(quad, 8);
+      return and_i32(quad, set1_i32(0x00ff00ff));
+    }
+    static W load_w(const uint8_t* p) { return load_i32(p); }
+    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
+    static X load_x(const int32_t* p) { return _mm512_set1_epi32(*p); }
+    static Acc empty() { return zero_i32(); }
+    static Acc step(Acc acc, W w, X x) { return dot_i16(acc, w, x); }
+    static I32 widen(Acc acc) { return acc; }
+    static I32 as_factor(I32 factor) { return factor; }
+    static I32 add_product(I32 total, Acc acc, I32 factor) {
+      return add_i32(total, mul_i32(acc, factor));
+    }
+  };
+
+  template <int top>
+  using DotFor = typename Choose<(top < 128), NarrowDot, WideDot>::type;
+  template <int top>
+  using IntegerDotFor = DotFor<top>;  // where x may be -128
+};
+
+}  // namespace
+}  // namespace nibblas
