@@ -10,11 +10,17 @@ namespace {
 
 // Codes that few rows multiply straight from the planes. Others are expanded first: there are many
 // kinds of them, and they are read from memory more slowly than they are expanded.
-constexpr bool straight(int bits) { return bits == 4 || bits == 6 || bits == 8; }
+template <class Ops>
+constexpr bool straight(int bits) {
+  if constexpr (Ops::kNarrow) {  // 6-bit codes are read 16 at a time: too many for int16
+    if (bits == 6 && Ops::most_steps(63) < 4 / Ops::kQuads) return false;
+  }
+  return bits == 4 || bits == 6 || bits == 8;
+}
 
 template <class T, class Ops>
 Tile choose_tile(const Weight& w, int64_t rows) {
-  const bool few = straight(w.bits) && rows <= straight_rows<T>(w);
+  const bool few = straight<Ops>(w.bits) && rows <= straight_rows<T>(w);
   Tile tile;
   tile.rows = few ? gemv_tile_rows<T>(rows) : kTileRows<T, Ops>;
   tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
@@ -42,7 +48,7 @@ template <class T, class Operands, GroupKind kGroups>
 void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
                 void* scratch) {
   using Ops = typename Operands::Ops;
-  if constexpr (straight(Operands::kBits)) {
+  if constexpr (straight<Ops>(Operands::kBits)) {
     if (job.x.rows <= straight_rows<T>(*job.weight)) {
       return gemv<T, Operands, kGroups>(job, panel0, panel1, scratch);
     }

@@ -21,13 +21,10 @@ struct AvxVnni : Avx2 {
   }
 
   // Unsigned weight operands times signed activation codes, in int32: see kSegment.
-  struct U8Dot {
+  struct U8Dot : DotDefaults<U8Dot> {
     using W = I32;
     using X = __m256i;
     using Acc = I32;
-    static constexpr int kQuadParts = 1;
-    static constexpr bool kWideX = false;
-    static constexpr bool kNarrow = false;
     static constexpr bool kSplits = true;
     static constexpr bool kPlaneIsOperand = true;
     template <int part>
@@ -35,6 +32,8 @@ struct AvxVnni : Avx2 {
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm256_set1_epi32(*p); }
+    static Acc empty() { return zero_i32(); }
+    static I32 widen(Acc acc) { return acc; }
     static Acc step(Acc acc, W w, X x) {
       return {_mm256_dpbusd_avx_epi32(acc.lo, w.lo, x), _mm256_dpbusd_avx_epi32(acc.hi, w.hi, x)};
     }
@@ -45,6 +44,8 @@ struct AvxVnni : Avx2 {
   };
   template <int top>
   using DotFor = U8Dot;
+  template <int top>
+  using IntegerDotFor = DotFor<top>;  // where x may be -128
 };
 
 }  // namespace
