@@ -8,19 +8,26 @@
 namespace nibblas {
 namespace {
 
-// Codes that few rows multiply straight from the planes. Others are expanded first: there are many
-// kinds of them, and they are read from memory more slowly than they are expanded.
-template <class Ops>
-constexpr bool straight(int bits) {
-  if constexpr (Ops::kNarrow) {  // 6-bit codes are read 16 at a time: too many for int16
-    if (bits == 6 && Ops::most_steps(63) < 4 / Ops::kQuads) return false;
+// What few rows multiply straight from the planes. Other widths are expanded first, to keep the code
+// small: expanding them is faster than memory, but at one row what it takes comes on top.
+constexpr bool straight(int bits, GroupKind kind) {
+  return bits == 4 || bits == 8 || kind == GroupKind::two_level;
+}
+
+// Whether few rows do so here: a step must end with a group, and not be longer than narrow sums last.
+template <class T, class Ops>
+bool takes_planes(const Weight& w, int64_t rows) {
+  if (!straight(w.bits, group_kind<Ops>(w)) || rows > straight_rows<T>(w)) return false;
+  const int quads = whole_quads(w.bits);
+  if constexpr (Ops::kNarrow) {
+    if (Ops::most_steps(w.top_operand) * Ops::kQuads < quads) return false;
   }
-  return bits == 4 || bits == 6 || bits == 8;
+  return !w.two_level || 4 * quads <= w.group;
 }
 
 template <class T, class Ops>
 Tile choose_tile(const Weight& w, int64_t rows) {
-  const bool few = straight<Ops>(w.bits) && rows <= straight_rows<T>(w);
+  const bool few = takes_planes<T, Ops>(w, rows);
   Tile tile;
   tile.rows = few ? gemv_tile_rows<T>(rows) : kTileRows<T, Ops>;
   tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
@@ -48,8 +55,8 @@ template <class T, class Operands, GroupKind kGroups>
 void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
                 void* scratch) {
   using Ops = typename Operands::Ops;
-  if constexpr (straight<Ops>(Operands::kBits)) {
-    if (job.x.rows <= straight_rows<T>(*job.weight)) {
+  if constexpr (straight(Operands::kBits, kGroups)) {
+    if (takes_planes<T, Ops>(*job.weight, job.x.rows)) {
       return gemv<T, Operands, kGroups>(job, panel0, panel1, scratch);
     }
   }

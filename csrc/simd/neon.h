@@ -94,7 +94,7 @@ struct Neon : NeonRegisters {
     static constexpr int kMostRows = 2;  // 16 sums, 8 operands, 2 broadcasts, products
     static constexpr int kBias = large ? 128 : 0;
     static constexpr bool kNarrow = true;
-    static constexpr int64_t most_steps(int) { return INT64_MAX; }
+    static constexpr int64_t most_steps(int) { return INT64_MAX / 64; }
     template <int part>
     static I32 operand(I32 quad) {
       if constexpr (!large) return quad;

@@ -210,6 +210,8 @@ struct Scalar {
   static void hide(I32& a) {
 #if defined(__GNUC__)
     __asm__ volatile("" : "+m"(a));
+#else
+    static_cast<void>(a);
 #endif
   }
 
