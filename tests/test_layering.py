@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rooms: what may include what, and that no instruction leaves its target's files."""
+"""The rooms: what may include what, and that no function leaves its target's files."""
 
 from __future__ import annotations
 
 import ast
-import json
-import os
-import platform
 import re
 import shutil
 import subprocess
@@ -18,10 +15,9 @@ import pytest
 import nibblas
 import nibblas._nibblas as native
 
-ROOT = Path(__file__).resolve().parents[1]
-CSRC = ROOT / "csrc"
+from .builds import BUILDS, COMPILER, CSRC, ROOT, TARGETS, run, target_sources, this_arch
+
 PACKAGE = ROOT / "python" / "nibblas"
-TARGETS = json.loads((ROOT / "cmake" / "targets.json").read_text())
 
 # bindings -> ops -> runtime -> targets -> kernels -> {simd, layout}: a room may use itself and what
 # is further down. simd/ and layout/ do not know each other.
@@ -131,21 +127,6 @@ def test_files_are_short_and_licensed():
 # --- no illegal instructions: what the compiler leaves in the objects of csrc/targets
 
 
-def this_arch() -> str:
-    return {"AMD64": "x86_64", "arm64": "aarch64"}.get(platform.machine(), platform.machine())
-
-
-def target_sources() -> list[tuple[str, Path]]:
-    """(target, file) for every file of csrc/targets that this architecture compiles."""
-    found = []
-    for name, target in TARGETS["targets"].items():
-        if target["arch"] in ("any", this_arch()):
-            for pattern in (f"{name}.cpp", f"{name}_*.cpp"):
-                found += [(name, path) for path in sorted((CSRC / "targets").glob(pattern))]
-    return found
-
-
-COMPILER = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++") or ""
 # What a compiler may call on its own, whatever the source says. No libm, no libstdc++.
 MAY_CALL = re.compile(
     r"memcpy|memset|memmove|memcmp|_GLOBAL_OFFSET_TABLE_|__stack_chk_fail|__(asan|ubsan|tsan)_\w+"
@@ -192,10 +173,6 @@ def test_targets_export_one_symbol_and_no_weak_one(name, source, tmp_path):
     check_object(output)
 
 
-# Build directories of CMake, separated by colons: release, sanitizers, another compiler.
-BUILDS = [Path(path) for path in os.environ.get("NIBBLAS_BUILDS", "").split(":") if path]
-
-
 def test_objects_of_a_build():
     for build in BUILDS:
         for name in {name for name, source in target_sources()}:
@@ -203,20 +180,6 @@ def test_objects_of_a_build():
             assert objects
             for path in objects:
                 check_object(path)
-
-
-def test_baseline_of_a_build():
-    """Only what has flags has instructions above the baseline, those with VEX or EVEX encoding."""
-    for build in BUILDS if this_arch() == "x86_64" else ():
-        objects = [
-            *build.glob("CMakeFiles/_nibblas.dir/csrc/**/*.o"),
-            *build.glob("CMakeFiles/nibblas_scalar.dir/csrc/**/*.o"),
-        ]
-        assert len(objects) > 1
-        for path in objects:
-            listing = run("objdump", "-d", "--no-show-raw-insn", path)
-            above = r"\n *[0-9a-f]+:\s+(v[a-z0-9]+ .*|.*%[yz]mm.*)"
-            assert not re.findall(above, listing), path
 
 
 def optimized_products() -> list[Path]:
@@ -280,11 +243,6 @@ def test_hot_loops_keep_their_sums_in_registers():
         assert len(tiles) >= 4, path
         for body in tiles:
             assert not [text for text in body if re.search(r"%r[sb]p\)", text)], path
-
-
-def run(*command: object) -> str:
-    words = [str(part) for part in command]
-    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("nm"), reason="needs ELF and nm")
