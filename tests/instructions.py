@@ -38,7 +38,7 @@ MASKS = re.compile(r"k(add|and|andn|mov|not|or|ortest|shiftl|shiftr|test|unpck|x
 DOTS = re.compile(r"vpdp(busd|wssd)")
 # With VEX: beside AVX, AVX2, FMA and F16C.
 OTHER_VEX = re.compile(
-    r"vpdp.*|vpmadd52.*|vaes.*|vpclmul.*|vgf2p8.*|vsha.*|vsm[34].*|vbcstne.*|vcvtne.*|t.*|k.*|v(f|pf).*4"
+    r"vpdp.*|vpmadd52.*|vaes.*|vpclmul.*|vgf2p8.*|vsha.*|vsm[34].*|vbcstne.*|vcvtne.*|t.*|k.*"
     r"|cmp.*xadd"
 )
 # With EVEX: beside F, BW, VL and DQ.
