@@ -9,14 +9,26 @@ namespace nibblas {
 namespace {
 
 // What few rows multiply straight from the planes. Other widths are expanded first, to keep the code
-// small: expanding them is faster than memory, but at one row what it takes comes on top.
+// small: expanding them is faster than memory, but at one row what it takes comes on top. (q3_k has
+// groups of 16, and a row of its 1-bit plane is 32 deep.)
 constexpr bool straight(int bits, GroupKind kind) {
-  return bits == 4 || bits == 8 || kind == GroupKind::two_level;
+  return bits == 4 || bits == 8 || (kind == GroupKind::two_level && bits != 3);
+}
+
+// Whether few rows do so here: a step must end with a group, and not be longer than narrow sums last.
+template <class T, class Ops>
+bool takes_planes(const Weight& w, int64_t rows) {
+  if (!straight(w.bits, group_kind<Ops>(w)) || rows > straight_rows<T>(w)) return false;
+  const int quads = whole_quads(w.bits);
+  if constexpr (Ops::kNarrow) {
+    if (Ops::most_steps(w.top_operand) * Ops::kQuads < quads) return false;
+  }
+  return !w.two_level || 4 * quads <= w.group;
 }
 
 template <class T, class Ops>
 Tile choose_tile(const Weight& w, int64_t rows) {
-  const bool few = straight(w.bits, group_kind<Ops>(w)) && rows <= straight_rows<T>(w);
+  const bool few = takes_planes<T, Ops>(w, rows);
   Tile tile;
   tile.rows = few ? gemv_tile_rows<T>(rows) : kTileRows<T, Ops>;
   tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
@@ -45,7 +57,7 @@ void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t r
                 void* scratch) {
   using Ops = typename Operands::Ops;
   if constexpr (straight(Operands::kBits, kGroups)) {
-    if (job.x.rows <= straight_rows<T>(*job.weight)) {
+    if (takes_planes<T, Ops>(*job.weight, job.x.rows)) {
       return gemv<T, Operands, kGroups>(job, panel0, panel1, scratch);
     }
   }
