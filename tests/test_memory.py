@@ -262,10 +262,10 @@ for round in range(30):
         taken, result = cold(call, 1 + round % 15)
         errors += result is None
     if round == 14:
-        before = resident()
+        held = resident()
 assert errors > 200, errors
 assert inputs_are_unchanged()
-print(resident() - before)
+print(resident() - held)
 """
 
 
