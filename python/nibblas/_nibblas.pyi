@@ -19,6 +19,8 @@ class _NativeType(type): ...
 class Weight(metaclass=_NativeType):
     """A packed weight as kernels see it: it keeps the planes alive and copies nothing."""
 
+    def __init__(self, /, *args: object, **kwargs: object) -> None: ...  # raises TypeError
+
 def make_weight(
     shape: tuple[int, int],
     group_size: int,
