@@ -19,27 +19,28 @@ class _NativeType(type): ...
 class Weight(metaclass=_NativeType):
     """A packed weight as kernels see it: it keeps the planes alive and copies nothing."""
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        group_size: int,
-        bits: int,
-        codes: list[npt.NDArray[np.uint8]],
-        scales: npt.NDArray[Any],
-        *,
-        scale_type: str,
-        zero: int = 0,
-        is_signed: bool = False,
-        zero_points: npt.NDArray[Any] | None = None,
-        mins: npt.NDArray[Any] | None = None,
-        nibble_mins: bool = False,
-        super_scales: npt.NDArray[np.float16] | None = None,
-        super_mins: npt.NDArray[np.float16] | None = None,
-        codebook: npt.NDArray[Any] | None = None,
-        tensor_scale: float | None = None,
-        tensor_divisor: float | None = None,
-        input_order: npt.NDArray[np.int32] | None = None,
-    ) -> None: ...
+    def __init__(self, /, *args: object, **kwargs: object) -> None: ...  # raises TypeError
+
+def make_weight(
+    shape: tuple[int, int],
+    group_size: int,
+    bits: int,
+    codes: list[npt.NDArray[np.uint8]],
+    scales: npt.NDArray[Any],
+    *,
+    scale_type: str,
+    zero: int = 0,
+    is_signed: bool = False,
+    zero_points: npt.NDArray[Any] | None = None,
+    mins: npt.NDArray[Any] | None = None,
+    nibble_mins: bool = False,
+    super_scales: npt.NDArray[np.float16] | None = None,
+    super_mins: npt.NDArray[np.float16] | None = None,
+    codebook: npt.NDArray[Any] | None = None,
+    tensor_scale: float | None = None,
+    tensor_divisor: float | None = None,
+    input_order: npt.NDArray[np.int32] | None = None,
+) -> Weight: ...
 
 class _QuantizedPlanes(TypedDict):
     codes: list[npt.NDArray[np.uint8]]
