@@ -65,6 +65,7 @@ extern const ConversionTable kAvx2Conversions;
 extern const KernelTable kAvx512Kernels;
 extern const ConversionTable kAvx512Conversions;
 extern const KernelTable kAvx512VnniKernels;
+extern const KernelTable kAmxKernels;
 #endif
 
 }  // namespace nibblas

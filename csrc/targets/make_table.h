@@ -18,7 +18,7 @@ constexpr KernelTable make_table() {
   table.tile = choose_tile<T>;
   table.pack_rows = pack_rows<T>;
   table.pack_integer_rows = pack_integer_rows<T>;
-  table.pack_rows_scratch = pack_rows_scratch_bytes;
+  table.pack_rows_scratch = pack_rows_scratch_bytes<8>;  // no tile has more rows
   table.product = product<T>;
   table.integer_product = integer_product<T>;
   table.product_scratch = product_scratch_bytes<T>;
