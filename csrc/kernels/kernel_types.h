@@ -51,7 +51,6 @@ struct Tile {
 // Quantizes and packs rows of x.
 struct RowsJob {
   const Weight* weight;
-  Compute compute;
   Matrix x;
   FloatType type;
   PackedRows packed;
@@ -69,7 +68,6 @@ struct IntegerRowsJob {
 // y = activation(x W^T + bias)
 struct ProductJob {
   const Weight* weight;
-  Compute compute;
   PackedRows x;
   Matrix y;
   FloatType type;

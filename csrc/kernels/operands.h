@@ -69,10 +69,10 @@ struct IntCodes {
   }
 };
 
-// 4-bit codes through a codebook whose greatest operand is at most Top.
-template <class T, int Top>
+// 4-bit codes through a codebook whose operands this Dot takes.
+template <class T, class Dot_>
 struct IntLookup {
-  using Dot = typename T::template DotFor<Top>;
+  using Dot = Dot_;
   using Ops = IntOps<T, Dot>;
   static constexpr int kBits = 4;
   static constexpr bool kLookup = true;
@@ -129,9 +129,9 @@ void with_int_operands(const Weight& w, const F& f) {
   if (w.codebook_type == CodebookType::none) {
     with_bits(w.bits, [&](auto bits) { f(Use<IntCodes<T, decltype(bits)::value>>{}); });
   } else if (w.top_operand <= kSmallOperand) {
-    f(Use<IntLookup<T, kSmallOperand>>{});
+    f(Use<IntLookup<T, typename T::template DotFor<kSmallOperand>>>{});
   } else {
-    f(Use<IntLookup<T, 255>>{});
+    f(Use<IntLookup<T, typename T::template DotFor<255>>>{});
   }
 }
 

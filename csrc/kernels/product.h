@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Which kernel a product takes: by codes, compute mode, kind of group and number of rows.
+// Which kernel a product takes: by codes, kind of group and number of rows.
 #pragma once
 
 #include "kernels/gemm.h"
@@ -10,29 +10,32 @@ namespace {
 
 // Codes that few rows multiply straight from the planes. Others are expanded first: there are many
 // kinds of them, and they are read from memory more slowly than they are expanded.
-constexpr bool straight(int bits) { return bits == 4 || bits == 8; }
+constexpr bool straight(int bits) { return bits == 4 || bits == 6 || bits == 8; }
 
-// Words of packed x per 4 codes.
-template <class T>
-int x_words(const Weight& w, Compute compute) {
-  if (compute == Compute::float32) return FloatOps<T>::kQuadParts;
-  return w.top_operand <= kSmallOperand ? T::template DotFor<kSmallOperand>::kQuadParts
-                                        : T::template DotFor<255>::kQuadParts;
-}
-
-template <class T>
-Tile choose_tile(const Weight& w, Compute compute, int64_t rows) {
+// x_words: words of packed x per 4 codes.
+template <class T, class Ops>
+Tile choose_tile(const Weight& w, int64_t rows, int x_words) {
   const bool few = straight(w.bits) && rows <= straight_rows<T>(w);
   Tile tile;
   tile.rows = few ? gemv_tile_rows<T>(rows) : T::kGemmRows;
   tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
-  const int64_t block = compute == Compute::float32
-                            ? depth_block<FloatOps<T>>(w, rows)
-                            : depth_block<IntOps<T, typename T::template DotFor<255>>>(w, rows);
-  tile.depth = few ? 0 : block;
-  tile.x_row_words = x_words<T>(w, compute);
+  tile.depth = few ? 0 : depth_block<Ops>(w, rows);
+  tile.x_row_words = x_words;
   tile.kernel = few ? "gemv" : "gemm";
   return tile;
+}
+
+template <class T>
+Tile int8_tile(const Weight& w, int64_t rows) {
+  using Small = typename T::template DotFor<kSmallOperand>;
+  using Large = typename T::template DotFor<255>;
+  const int words = w.top_operand <= kSmallOperand ? Small::kQuadParts : Large::kQuadParts;
+  return choose_tile<T, IntOps<T, Large>>(w, rows, words);
+}
+
+template <class T>
+Tile float_tile(const Weight& w, int64_t rows) {
+  return choose_tile<T, FloatOps<T>>(w, rows, FloatOps<T>::kQuadParts);
 }
 
 template <class T, class Operands, GroupKind kGroups>
@@ -64,7 +67,7 @@ constexpr bool has_kind(GroupKind kind) {
 template <class T, class Operands>
 void product_by_kind(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
                      int64_t row1, void* scratch) {
-  const GroupKind kind = group_kind(*job.weight, job.compute);
+  const GroupKind kind = group_kind<typename Operands::Ops>(*job.weight);
   const auto run = [&](auto k) {
     constexpr GroupKind kGroups = static_cast<GroupKind>(decltype(k)::value);
     if constexpr (has_kind<Operands>(kGroups)) {
@@ -77,17 +80,21 @@ void product_by_kind(const ProductJob& job, int64_t panel0, int64_t panel1, int6
 }
 
 template <class T>
-void product(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
-             void* scratch) {
-  const auto run = [&](auto use) {
+void int8_product(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
+                  int64_t row1, void* scratch) {
+  with_int_operands<T>(*job.weight, [&](auto use) {
     using Operands = typename decltype(use)::Operands;
     product_by_kind<T, Operands>(job, panel0, panel1, row0, row1, scratch);
-  };
-  if (job.compute == Compute::int8) {
-    with_int_operands<T>(*job.weight, run);
-  } else {
-    with_float_operands<T>(*job.weight, run);
-  }
+  });
+}
+
+template <class T>
+void float_product(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
+                   int64_t row1, void* scratch) {
+  with_float_operands<T>(*job.weight, [&](auto use) {
+    using Operands = typename decltype(use)::Operands;
+    product_by_kind<T, Operands>(job, panel0, panel1, row0, row1, scratch);
+  });
 }
 
 }  // namespace

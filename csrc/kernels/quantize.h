@@ -123,12 +123,13 @@ void pair_sums(const Weight& w, const int8_t* codes, int m, int32_t* starts) {
   }
 }
 
-// int8 compute: codes, a, and what the zero point and mins need of the sum of the codes, of `count`
-// rows in a tile of m.
-template <class T, class Order>
-void pack_quantized_rows(const RowsJob& job, int64_t row0, int m, int count, void* scratch) {
+// int8 compute: codes, a, and what the zero point and mins need of the sum of the codes.
+template <class T, class Order = WordOrder<T>>
+void pack_quantized_rows(const RowsJob& job, int64_t row0, void* scratch) {
   const Weight& w = *job.weight;
   const PackedRows& out = job.packed;
+  const int count = static_cast<int>(smaller(out.tile_rows, out.rows - row0));
+  const int m = Order::kWholeTiles ? out.tile_rows : count;
   float* floats = static_cast<float*>(scratch);
   int8_t* codes = reinterpret_cast<int8_t*>(floats + w.depth_padded);
   const int64_t at = row0 * out.segments;
@@ -162,9 +163,10 @@ void pack_quantized_rows(const RowsJob& job, int64_t row0, int m, int count, voi
 
 // float32 compute: x itself, [depth][m], and its ascending sum over each group for the mins.
 template <class T>
-void pack_float_rows(const RowsJob& job, int64_t row0, int m, void* scratch) {
+void pack_float_rows(const RowsJob& job, int64_t row0, void* scratch) {
   const Weight& w = *job.weight;
   const PackedRows& out = job.packed;
+  const int m = static_cast<int>(smaller(out.tile_rows, out.rows - row0));
   int32_t* words = out.words + row0 * out.row_words;
   for (int i = 0; i < m; ++i) {
     const float* x = row_as_floats<T>(job.x, job.type, row0 + i, w.depth, w.depth_padded,
@@ -177,16 +179,6 @@ void pack_float_rows(const RowsJob& job, int64_t row0, int m, void* scratch) {
       for (int64_t k = s * out.segment; k < end; ++k) sum += x[k];
       out.sums[row0 * out.segments + s * m + i] = sum;
     }
-  }
-}
-
-template <class T>
-void pack_rows(const RowsJob& job, int64_t row0, void* scratch) {
-  const int m = static_cast<int>(smaller(job.packed.tile_rows, job.packed.rows - row0));
-  if (job.compute == Compute::int8) {
-    pack_quantized_rows<T, WordOrder<T>>(job, row0, m, m, scratch);
-  } else {
-    pack_float_rows<T>(job, row0, m, scratch);
   }
 }
 

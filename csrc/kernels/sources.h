@@ -14,8 +14,9 @@ namespace {
 // groups are summed as integers up to their super-block.
 enum class GroupKind { constant, zero_points, mins, two_level };
 
-inline GroupKind group_kind(const Weight& w, Compute compute) {
-  if (w.two_level && compute == Compute::int8) return GroupKind::two_level;
+template <class Ops>
+GroupKind group_kind(const Weight& w) {
+  if (w.two_level && !Ops::kFloat) return GroupKind::two_level;
   return w.zero_points ? GroupKind::zero_points
                        : has_mins(w) ? GroupKind::mins : GroupKind::constant;
 }
@@ -79,6 +80,7 @@ struct GroupSource {
       });
     }
   }
+  void begin_super(int64_t) {}
   typename T::F32 scale(int n, int64_t g) const {
     return T::load(block.scales + (g * NV + n) * kPanel);
   }
@@ -93,10 +95,25 @@ struct GroupSource {
   }
 };
 
+// Two-level: what multiplies and offsets the groups of a super-block.
+template <class T>
+NIBBLAS_INLINE void prefetch_super(const Weight& w, int64_t panel, int64_t super) {
+  const int64_t at = panel * w.supers + super;
+  const int64_t bytes = kSuperBlock / w.group * kPanel;
+  for (int64_t i = 0; i < bytes; i += kRowBytes) {
+    T::prefetch(static_cast<const char*>(w.scales) + at * bytes + i);
+    if (w.mins) T::prefetch(static_cast<const char*>(w.mins) + at * bytes + i);
+  }
+  T::prefetch(static_cast<const char*>(w.super_scales) + at * kPanel * 2);
+  if (w.super_mins) T::prefetch(static_cast<const char*>(w.super_mins) + at * kPanel * 2);
+}
+constexpr int kSupersAhead = 2;  // measured: 1 and 4 are 2 and 4 % slower
+
 // Ahead of each of several streams, whose sum covers the latency of DRAM.
 constexpr int64_t kPrefetchBytes = 2048;
 
-// Codes straight from the planes: NV panels in flight.
+// Codes straight from the planes: NV panels in flight. Of two-level schemes what groups are combined
+// with comes straight from its planes, too, from the matrix's first group on.
 template <class T, class Operands_, GroupKind kGroups, int NV>
 struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   using Operands = Operands_;
@@ -108,9 +125,18 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
 
   Operands operands;
   Reader reader;
+  int64_t panel;
 
-  PlaneSource(const Weight& w, int64_t panel, int64_t k, const Block& groups)
-      : GroupSource<T, Ops, kGroups, NV>(w, groups), operands(w), reader(w, panel, k) {}
+  PlaneSource(const Weight& w, int64_t first, int64_t k, const Block& groups)
+      : GroupSource<T, Ops, kGroups, NV>(w, groups), operands(w), reader(w, first, k),
+        panel(first) {}
+
+  // The small planes are too slow streams for the hardware's prefetchers.
+  NIBBLAS_INLINE void begin_super(int64_t s) const {
+    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+      prefetch_super<T>(this->weight, panel + n.value, s + kSupersAhead);
+    });
+  }
 
   void begin_group(int64_t g) {
     if constexpr (kGroups == GroupKind::zero_points) {
@@ -122,12 +148,25 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
       });
     }
   }
+  typename T::I32 factor(int n, int64_t g) const {
+    return Ops::as_factor(sub_scale<T>(this->weight, (panel + n) * this->weight.groups + g));
+  }
+  typename T::I32 pair(int n, int64_t p) const {
+    const int64_t per_pair = this->weight.group == kSuperBlock ? 1 : 2;
+    return offset_pair<T>(this->weight, panel + n, p * per_pair);
+  }
   typename T::F32 scale(int n, int64_t g) const {
+    if constexpr (kGroups == GroupKind::two_level) {
+      return super_scale<T>(this->weight, panel + n, g);
+    }
     const Direct& direct = this->block.direct;
     if (!direct.scales) return GroupSource<T, Ops, kGroups, NV>::scale(n, g);
     return T::load_f16(direct.scales + n * direct.stride + g * kPanel);
   }
   typename T::F32 min(int n, int64_t g) const {
+    if constexpr (kGroups == GroupKind::two_level) {
+      return super_min<T>(this->weight, panel + n, g);
+    }
     const Direct& direct = this->block.direct;
     if (!direct.mins) return GroupSource<T, Ops, kGroups, NV>::min(n, g);
     return T::load_f16(direct.mins + n * direct.stride + g * kPanel);

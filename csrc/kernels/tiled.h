@@ -31,9 +31,7 @@ namespace {
 // take 144 cycles, which the vectors fill with up to 13 rows. (Not measured yet.)
 constexpr int64_t kFewestTileRows = 16;
 
-inline bool uses_tiles(Compute compute, int64_t rows) {
-  return compute == Compute::int8 && rows >= kFewestTileRows;
-}
+inline bool uses_tiles(int64_t rows) { return rows >= kFewestTileRows; }
 
 // Codes expanded at once, 32 KB for 4 panels: they and the 16 KB of 32 rows of x are in L1 (48 KB),
 // and each code of x that comes from L2 meets 4 panels.

@@ -41,7 +41,7 @@ void pack_tile_rows(const RowsJob& job, int64_t row0, void* scratch) {
            bytes * static_cast<size_t>(out.segment_starts));
     if (out.sums) memset(out.sums + at, 0, bytes);
   }
-  pack_quantized_rows<T, TileOrder>(job, row0, m, count, scratch);
+  pack_quantized_rows<T, TileOrder>(job, row0, scratch);
 }
 
 // Weights for tiles: rows of 64 bytes, so many bytes apart from one panel to the next and from four

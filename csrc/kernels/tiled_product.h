@@ -128,7 +128,7 @@ void tiled_product(const ProductJob& job, int64_t panel0, int64_t panel1, int64_
   const Weight& w = *job.weight;
   const ProductScratch s = carve_scratch<T>(scratch, rows_in_tiles(job.x, row0, row1));
   const Expand expand = tile_expansion<T>(w, tiles_read_planes(w));
-  const GroupKind kind = group_kind(w, Compute::int8);
+  const GroupKind kind = group_kind<IntOps<T, typename T::template DotFor<255>>>(w);
   const bool whole = w.per_channel || kind == GroupKind::two_level;
   Tiles tiles;
   tiles.begin(job.x.tile_rows, whole ? kTileDepth : smaller(w.group, kTileDepth));

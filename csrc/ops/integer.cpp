@@ -93,12 +93,12 @@ void matmul_integer(const Array& a, const Weight& w, int center, const ZeroPoint
   }
 
   const int wanted = thread_count(threads);
-  const Tile tile = kernels.tile(w, Compute::int8, rows);
+  const Tile tile = kernels.products.tile(w, rows);
   const int64_t most = rows_per_pass(tile, w);
   const Partition p = partition(tile, w, std::min(rows, most), wanted);
   pack.packed = allocate_rows(tile, w, Compute::int8, std::min(rows, most), scratch);
-  const size_t thread_bytes = std::max(aligned(kernels.pack_rows_scratch(w)),
-                                       aligned(kernels.product_scratch(p.rows_per_block)));
+  const size_t thread_bytes = std::max(aligned(kernels.products.pack_scratch(w)),
+                                       aligned(kernels.products.product_scratch(p.rows_per_block)));
   char* memory = scratch.get<char>(thread_bytes * static_cast<size_t>(p.threads));
   const auto own = [&](int thread) { return memory + thread_bytes * static_cast<size_t>(thread); };
   PackedRows ones;
@@ -109,7 +109,7 @@ void matmul_integer(const Array& a, const Weight& w, int center, const ZeroPoint
 
   for (int64_t first = 0; first < rows; first += most) {
     const int64_t count = std::min(most, rows - first);
-    const Tile pass_tile = kernels.tile(w, Compute::int8, count);
+    const Tile pass_tile = kernels.products.tile(w, count);
     pack.packed.rows = count;
     pack.packed.tile_rows = pass_tile.rows;
     const int64_t tiles = (count + pass_tile.rows - 1) / pass_tile.rows;

@@ -15,7 +15,7 @@ int thread_count(int asked) { return asked > 0 ? asked : get_num_threads(); }
 
 Plan plan_linear(const Weight& w, Compute compute, int64_t rows, int threads) {
   Plan plan;
-  plan.tile = active_kernels().tile(w, compute, rows);
+  plan.tile = active_target().products(compute).tile(w, rows);
   const Partition p = partition(plan.tile, w, rows, thread_count(threads));
   plan.threads = p.threads;
   plan.tasks = p.row_blocks * p.panel_blocks;
@@ -44,14 +44,14 @@ void check_shapes(const Array& x, const Weight& w, const Array* bias, const Arra
   }
 }
 
-const float* bias_as_floats(const KernelTable& kernels, const Array* bias, Scratch& scratch) {
+const float* bias_as_floats(const FloatTable& floats, const Array* bias, Scratch& scratch) {
   if (!bias) return nullptr;
   const int64_t count = bias->shape[0];
   const int64_t padded = round_up(count, kPanel);
   float* buffer = scratch.get<float>(static_cast<size_t>(padded));
   const FpEnvironment environment;
-  return kernels.row_as_floats({bias->data, 0, bias->last_stride(), nullptr},
-                               float_type(bias->dtype), 0, count, padded, nullptr, buffer);
+  return floats.row_as_floats({bias->data, 0, bias->last_stride(), nullptr},
+                              float_type(bias->dtype), 0, count, padded, nullptr, buffer);
 }
 
 }  // namespace
@@ -61,28 +61,27 @@ void linear(const Array& x, const Weight& w, const Array* bias, Compute compute,
   check_shapes(x, w, bias, y);
   const int64_t rows = row_count(x);
   if (rows == 0 || w.cols == 0) return;
-  const KernelTable& kernels = active_kernels();
+  const TargetInfo& target = active_target();
+  const ProductTable& kernels = target.products(compute);
   Scratch scratch;
   std::vector<int64_t> x_offsets, y_offsets;
   RowsJob pack = {};
   pack.weight = &w;
-  pack.compute = compute;
   pack.x = as_matrix(x, x_offsets);
   pack.type = float_type(x.dtype);
   ProductJob job = {};
   job.weight = &w;
-  job.compute = compute;
   job.y = as_matrix(y, y_offsets);
   job.type = float_type(y.dtype);
-  job.bias = bias_as_floats(kernels, bias, scratch);
+  job.bias = bias_as_floats(*target.floats, bias, scratch);
   job.activation = activation;
 
   const int wanted = thread_count(threads);
-  const Tile tile = kernels.tile(w, compute, rows);
+  const Tile tile = kernels.tile(w, rows);
   const int64_t most = rows_per_pass(tile, w);
   const Partition p = partition(tile, w, std::min(rows, most), wanted);
   pack.packed = allocate_rows(tile, w, compute, std::min(rows, most), scratch);
-  const size_t pack_bytes = aligned(kernels.pack_rows_scratch(w));
+  const size_t pack_bytes = aligned(kernels.pack_scratch(w));
   const size_t product_bytes = aligned(kernels.product_scratch(p.rows_per_block));
   const size_t thread_bytes = std::max(pack_bytes, product_bytes);
   char* memory = scratch.get<char>(thread_bytes * static_cast<size_t>(p.threads));
@@ -92,7 +91,7 @@ void linear(const Array& x, const Weight& w, const Array* bias, Compute compute,
     const int64_t count = std::min(most, rows - first);
     pack.packed.rows = count;
     // A last pass of few rows has another tile than the others: it keeps its rows together.
-    const Tile pass_tile = kernels.tile(w, compute, count);
+    const Tile pass_tile = kernels.tile(w, count);
     pack.packed.tile_rows = pass_tile.rows;
     const int64_t tiles = (count + pass_tile.rows - 1) / pass_tile.rows;
     parallel_for(tiles, p.threads, [&](int64_t t, int thread) {

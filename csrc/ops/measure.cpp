@@ -33,7 +33,7 @@ double peak_dot(double seconds) {
 }
 
 double read_bandwidth(int64_t bytes) {
-  const KernelTable& kernels = active_kernels();
+  const FloatTable& floats = active_floats();
   const size_t size = static_cast<size_t>(bytes);
   // Beyond the end there is what the streams prefetch, which need not exist.
   char* data = static_cast<char*>(allocate_aligned(size));
@@ -44,7 +44,7 @@ double read_bandwidth(int64_t bytes) {
   for (int round = 0; round < 3; ++round) {
     for (const int streams : {1, 2, 4, 8}) {
       const double start = now();
-      sink = kernels.read(data, size, streams);
+      sink = floats.read(data, size, streams);
       best = std::max(best, static_cast<double>(bytes) / (now() - start));
     }
   }

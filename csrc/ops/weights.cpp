@@ -225,7 +225,7 @@ void quantize_activations(const Array& x, int64_t group, const Array& codes, con
   const size_t groups = static_cast<size_t>(scales.last());
   std::vector<int64_t> x_offsets;
   const Matrix from = as_matrix(x, x_offsets);
-  const KernelTable& kernels = active_kernels();
+  const FloatTable& floats = active_floats();
   const int wanted = threads_for(rows * depth * 4, threads);
   const size_t bytes = aligned(static_cast<size_t>(padded) * (sizeof(float) + 1) +
                                groups * sizeof(float) + kAlignment);
@@ -236,21 +236,21 @@ void quantize_activations(const Array& x, int64_t group, const Array& codes, con
   parallel_for(rows, wanted, [&](int64_t row, int thread) {
     float* buffer = reinterpret_cast<float*>(memory + bytes * static_cast<size_t>(thread));
     int8_t* row_codes = reinterpret_cast<int8_t*>(buffer + padded);
-    const float* values = kernels.row_as_floats(from, float_type(x.dtype), row, depth, padded,
-                                                nullptr, buffer);
+    const float* values = floats.row_as_floats(from, float_type(x.dtype), row, depth, padded,
+                                               nullptr, buffer);
     float* row_scales = reinterpret_cast<float*>(scales.data) + row * scales.last();
     if (depth == 0) {  // the scale of nothing
       std::fill(row_scales, row_scales + groups, 0.0f);
       return;
     }
-    kernels.quantize_row(values, depth, run, row_codes, row_scales);
+    floats.quantize_row(values, depth, run, row_codes, row_scales);
     std::memcpy(codes.data + row * depth, row_codes, static_cast<size_t>(depth));
   });
 }
 
 void activate(const float* x, float* y, int64_t count, Activation activation) {
-  const KernelTable& kernels = active_kernels();
-  parallel_for(1, 1, [&](int64_t, int) { kernels.activate(x, y, count, activation); });
+  const FloatTable& floats = active_floats();
+  parallel_for(1, 1, [&](int64_t, int) { floats.activate(x, y, count, activation); });
 }
 
 }  // namespace nibblas

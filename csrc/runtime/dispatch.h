@@ -19,7 +19,12 @@ struct TargetInfo {
   const char* description;
   uint64_t required;  // mask of nibblas::feature bits
   const KernelTable* kernels;
+  const FloatTable* floats;
   const ConversionTable* conversions;
+
+  const ProductTable& products(Compute compute) const {
+    return compute == Compute::int8 ? kernels->products : floats->products;
+  }
 };
 
 // The target in use. The first call picks NIBBLAS_TARGET, or else the best available. Throws
@@ -28,6 +33,7 @@ struct TargetInfo {
 const TargetInfo& active_target();
 
 inline const KernelTable& active_kernels() { return *active_target().kernels; }
+inline const FloatTable& active_floats() { return *active_target().floats; }
 inline const ConversionTable& active_conversions() { return *active_target().conversions; }
 
 // Uses another target from now on, also in place of a faulty NIBBLAS_TARGET. Throws

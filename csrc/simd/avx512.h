@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// AVX-512 (F, BW, VL, DQ): a panel of 16 lanes is one zmm. Without VNNI there is no exact u8 x s8 dot
-// product into int32, so codes take the two exact ways of avx2.h.
+// AVX-512 (F, BW, VL, DQ): a panel of 16 lanes is one zmm. Without VNNI there is no exact u8 x s8
+// dot product into int32, so codes take the two exact ways of avx2.h.
 #pragma once
 
 // GCC's own intrinsics leave the operand that a full mask overwrites unset, and GCC 12 warns of

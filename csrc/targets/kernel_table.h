@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a target exports: a table of its products and a table of its conversions, each from a file
-// of its own. Each function does one unit of work on the calling thread, with scratch memory that
-// the caller owns.
+// What a target exports: tables of functions, each from a file of its own, so that targets whose
+// vectors are the same and whose integer dot products differ share all that has none. Each function
+// does one unit of work on the calling thread, with scratch memory that the caller owns.
 #pragma once
 
 #include "kernels/kernel_types.h"
@@ -9,22 +9,37 @@
 
 namespace nibblas {
 
-struct KernelTable {
-  const char* name;
+// The products of one compute mode.
+struct ProductTable {
+  Tile (*tile)(const Weight& weight, int64_t rows);
 
-  Tile (*tile)(const Weight& weight, Compute compute, int64_t rows);
-
-  // Packs the tile of rows that begins at row0; scratch: pack_rows_scratch bytes.
+  // Packs the tile of rows that begins at row0; scratch: pack_scratch bytes.
   void (*pack_rows)(const RowsJob& job, int64_t row0, void* scratch);
-  void (*pack_integer_rows)(const IntegerRowsJob& job, int64_t row0, void* scratch);
-  size_t (*pack_rows_scratch)(const Weight& weight);
+  size_t (*pack_scratch)(const Weight& weight);
 
   // Outputs of panels [panel0, panel1) for rows [row0, row1), row0 a multiple of the tile's rows.
   void (*product)(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
                   int64_t row1, void* scratch);
+  size_t (*product_scratch)(int64_t rows);
+};
+
+// What has dot products of integers.
+struct KernelTable {
+  const char* name;
+  ProductTable products;  // compute="int8"
+
+  // Of matmul_integer, with the tiles and scratch memory of `products`.
+  void (*pack_integer_rows)(const IntegerRowsJob& job, int64_t row0, void* scratch);
   void (*integer_product)(const IntegerProductJob& job, int64_t panel0, int64_t panel1,
                           int64_t row0, int64_t row1, void* scratch);
-  size_t (*product_scratch)(int64_t rows);
+
+  // Runs register-only dot products; returns how many multiply-adds that were.
+  double (*peak)(int64_t iterations);
+};
+
+// What has floats alone.
+struct FloatTable {
+  ProductTable products;  // compute="float32"
 
   // A row as dense floats, zeros after `depth`: in place where it is that already, else in buffer.
   const float* (*row_as_floats)(const Matrix& x, FloatType type, int64_t row, int64_t depth,
@@ -32,8 +47,6 @@ struct KernelTable {
   void (*quantize_row)(const float* x, int64_t depth, int64_t group, int8_t* codes, float* scales);
   void (*activate)(const float* x, float* y, int64_t count, Activation activation);
 
-  // Runs register-only dot products; returns how many multiply-adds that were.
-  double (*peak)(int64_t iterations);
   // Sums `bytes` read in `streams` streams; returns a value that depends on them all.
   int64_t (*read)(const void* data, size_t bytes, int streams);
 };
@@ -58,11 +71,15 @@ struct ConversionTable {
 };
 
 extern const KernelTable kScalarKernels;
+extern const FloatTable kScalarFloats;
 extern const ConversionTable kScalarConversions;
 #if NIBBLAS_X86
 extern const KernelTable kAvx2Kernels;
+extern const FloatTable kAvx2Floats;
 extern const ConversionTable kAvx2Conversions;
+extern const KernelTable kAvxVnniKernels;
 extern const KernelTable kAvx512Kernels;
+extern const FloatTable kAvx512Floats;
 extern const ConversionTable kAvx512Conversions;
 extern const KernelTable kAvx512VnniKernels;
 extern const KernelTable kAmxKernels;
