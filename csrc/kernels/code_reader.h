@@ -21,12 +21,14 @@ constexpr int slice_low(int bits, int slice) {
 
 // Reads NV panels side by side. A quad is an I32 whose byte i of lane c is the code of output c at
 // the quad's i-th k.
-template <class T, int Bits>
+template <class T, int Bits, int LeastQuads = 1>
 class CodeReader {
  public:
   static constexpr int kSlices = count_slices(Bits);
-  static constexpr int kStep = 32 / (Bits & -Bits);  // codes that fill whole rows of every plane
-  static constexpr int kQuads = kStep / 4;
+  // Quads that fill whole rows of every plane.
+  static constexpr int kWholeQuads = 8 / (Bits & -Bits);
+  static constexpr int kQuads = kWholeQuads > LeastQuads ? kWholeQuads : LeastQuads;
+  static constexpr int kStep = 4 * kQuads;  // codes
 
   // The rows of a step, of each plane after the other. (Loaded once: where quads read memory
   // themselves, GCC loads a row again for each of them.)

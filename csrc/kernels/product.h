@@ -8,41 +8,43 @@
 namespace nibblas {
 namespace {
 
-// Codes that few rows multiply straight from the planes. Others are expanded first: there are many
-// kinds of them, and they are read from memory more slowly than they are expanded.
-constexpr bool straight(int bits) { return bits == 4 || bits == 6 || bits == 8; }
+// What few rows multiply straight from the planes. Other widths are expanded first, to keep the code
+// small: expanding them is faster than memory, but at one row what it takes comes on top.
+constexpr bool straight(int bits, GroupKind kind) {
+  return bits == 4 || bits == 8 || kind == GroupKind::two_level;
+}
 
-// x_words: words of packed x per 4 codes.
 template <class T, class Ops>
-Tile choose_tile(const Weight& w, int64_t rows, int x_words) {
-  const bool few = straight(w.bits) && rows <= straight_rows<T>(w);
+Tile choose_tile(const Weight& w, int64_t rows) {
+  const bool few = straight(w.bits, group_kind<Ops>(w)) && rows <= straight_rows<T>(w);
   Tile tile;
-  tile.rows = few ? gemv_tile_rows<T>(rows) : T::kGemmRows;
+  tile.rows = few ? gemv_tile_rows<T>(rows) : kTileRows<T, Ops>;
   tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
   tile.depth = few ? 0 : depth_block<Ops>(w, rows);
-  tile.x_row_words = x_words;
+  tile.x_row_words = Ops::kQuadParts;
   tile.kernel = few ? "gemv" : "gemm";
   return tile;
 }
 
 template <class T>
 Tile int8_tile(const Weight& w, int64_t rows) {
-  using Small = typename T::template DotFor<kSmallOperand>;
-  using Large = typename T::template DotFor<255>;
-  const int words = w.top_operand <= kSmallOperand ? Small::kQuadParts : Large::kQuadParts;
-  return choose_tile<T, IntOps<T, Large>>(w, rows, words);
+  Tile tile;
+  with_int_operands<T>(w, [&](auto use) {
+    tile = choose_tile<T, typename decltype(use)::Operands::Ops>(w, rows);
+  });
+  return tile;
 }
 
 template <class T>
 Tile float_tile(const Weight& w, int64_t rows) {
-  return choose_tile<T, FloatOps<T>>(w, rows, FloatOps<T>::kQuadParts);
+  return choose_tile<T, FloatOps<T>>(w, rows);
 }
 
 template <class T, class Operands, GroupKind kGroups>
 void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
                 void* scratch) {
   using Ops = typename Operands::Ops;
-  if constexpr (straight(Operands::kBits)) {
+  if constexpr (straight(Operands::kBits, kGroups)) {
     if (job.x.rows <= straight_rows<T>(*job.weight)) {
       return gemv<T, Operands, kGroups>(job, panel0, panel1, scratch);
     }

@@ -21,9 +21,6 @@ GroupKind group_kind(const Weight& w) {
                        : has_mins(w) ? GroupKind::mins : GroupKind::constant;
 }
 
-// int16 accumulators hold the sums of this many steps; see NarrowDot.
-inline int64_t narrow_steps(const Weight& w) { return 32767 / (2 * 128 * w.top_operand); }
-
 // Pairs of groups of a super-block, whose sums of x and whose factors are summed two by two.
 inline int pairs_per_super(const Weight& w) {
   return w.group == kSuperBlock ? 1 : static_cast<int>(kSuperBlock / w.group / 2);
@@ -31,12 +28,13 @@ inline int pairs_per_super(const Weight& w) {
 
 // Two-level: the integers that the sums of x of groups g and g + 1 are multiplied with, as int16
 // in the low and high half of each lane: the mins, or what a zero point takes from the scales.
-template <class T>
+template <class T, class Ops>
 NIBBLAS_INLINE typename T::I32 offset_pair(const Weight& w, int64_t panel, int64_t g) {
   const auto factor = [&](int64_t group) {
     const int64_t index = panel * w.groups + group;
     if (w.super_mins) return sub_min<T>(w, index);
-    return T::mul_i32(T::set1_i32(-w.zero), sub_scale<T>(w, index));  // 128 * 128 in int16
+    // 128 * 128 in int16. (Codes with mins are small: they have no bias.)
+    return T::mul_i32(T::set1_i32(Ops::kBias - w.zero), sub_scale<T>(w, index));
   };
   const auto low = T::and_i32(factor(g), T::set1_i32(0xffff));
   if (w.group == kSuperBlock) return low;
@@ -51,6 +49,10 @@ struct Direct {
   const uint8_t* zeros;
   int64_t stride;  // from panel to panel
 };
+
+// Operands in memory.
+template <class Ops>
+constexpr int64_t kOperandBytes = kRowBytes * Ops::kQuads;
 
 // A block of panels, expanded: rows of operands side by side, and what groups are combined with.
 // (Straight from the planes only the latter is.)
@@ -118,9 +120,9 @@ template <class T, class Operands_, GroupKind kGroups, int NV>
 struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   using Operands = Operands_;
   using Ops = typename Operands::Ops;
-  using Reader = CodeReader<T, Operands::kBits>;
+  using Reader = CodeReader<T, Operands::kBits, Ops::kQuads>;
   static constexpr int kPanels = NV;
-  static constexpr int kParts = Reader::kQuads * Ops::kQuadParts;
+  static constexpr int kParts = Reader::kQuads / Ops::kQuads * Ops::kQuadParts;
   static constexpr GroupKind kKind = kGroups;
 
   Operands operands;
@@ -173,7 +175,7 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   }
 
   static int64_t steps(int64_t depth) { return depth / Reader::kStep; }
-  int64_t narrow_limit() const { return narrow_steps(this->weight) / kParts; }
+  int64_t most_steps() const { return Ops::most_steps(this->weight.top_operand) / kParts; }
   using Raw = typename Reader::Rows;
   NIBBLAS_INLINE Raw load(int n) const {
     // One stream is best left to the hardware's prefetchers; they follow few, up to a 4 KB page.
@@ -182,8 +184,7 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   }
   template <int part>
   NIBBLAS_INLINE typename Ops::W operand(int n, const Raw& raw) const {
-    const auto quad = Reader::template quad<part / Ops::kQuadParts>(raw);
-    const auto w = operands.template operand<part % Ops::kQuadParts>(quad);
+    const auto w = operand_of<part, Reader>(operands, raw);
     if constexpr (Ops::kFloat && kGroups == GroupKind::zero_points) {
       return T::sub(w, this->zeros[n]);
     } else {
@@ -203,13 +204,13 @@ struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
 
   BlockSource(const Weight& w, const Block& b) : GroupSource<T, Ops, kGroups, NV>(w, b) {}
 
-  static int64_t steps(int64_t depth) { return depth / 4 * Ops::kQuadParts; }
-  int64_t narrow_limit() const { return narrow_steps(this->weight); }
+  static int64_t steps(int64_t depth) { return depth / 4 * Ops::kQuadParts / Ops::kQuads; }
+  int64_t most_steps() const { return Ops::most_steps(this->weight.top_operand); }
   using Raw = typename Ops::W;
-  NIBBLAS_INLINE Raw load(int n) const { return Ops::load_w(this->block.rows + n * kRowBytes); }
+  NIBBLAS_INLINE Raw load(int n) const { return Ops::load_w(this->block.rows + n * kOperandBytes<Ops>); }
   template <int part>
   NIBBLAS_INLINE typename Ops::W operand(int, const Raw& raw) const { return raw; }
-  NIBBLAS_INLINE void next() { this->block.rows += NV * kRowBytes; }
+  NIBBLAS_INLINE void next() { this->block.rows += NV * kOperandBytes<Ops>; }
 };
 
 }  // namespace

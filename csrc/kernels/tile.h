@@ -46,8 +46,9 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
       unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
         operand[n.value] = w.template operand<part.value>(n.value, raw[n.value]);
       });
+      const auto column = Ops::template load_column<MR>(x + part.value * MR * Ops::kQuads);
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-        const auto xm = Ops::load_x(x + part.value * MR + m.value);
+        const auto xm = Ops::template row<m.value, MR>(column);
         unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
           if constexpr (split && part.value % 2) {
             odd[m.value][n.value] = Ops::step(odd[m.value][n.value], operand[n.value], xm);
@@ -63,7 +64,7 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
         NIBBLAS_MEMORY_BARRIER();  // or it would load all of x first
       }
     });
-    x += Source::kParts * MR;
+    x += Source::kParts * MR * Ops::kQuads;
     w.next();
   } while (--steps > 0);
   if constexpr (split) {
@@ -77,7 +78,7 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
 template <class T, int MR, class Source, class Add>
 NIBBLAS_INLINE void sum_narrow(Source& w, const int32_t*& x, int64_t steps, const Add& add) {
   using Ops = typename Source::Ops;
-  const int64_t limit = w.narrow_limit();
+  const int64_t limit = w.most_steps();
   const auto chunk = [&](int64_t count, bool first) NIBBLAS_INLINE_LAMBDA {
     typename Ops::Acc acc[MR][Source::kPanels];
     for_tile<MR, Source::kPanels>(

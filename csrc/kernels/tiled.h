@@ -40,7 +40,7 @@ constexpr int kTilePanels = 4;
 
 // Tiles of about the same height: 17 rows are 9 and 8, not 16 and 1.
 inline Tile choose_tile_shape(int64_t rows) {
-  const int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  const int64_t tiles = (rows + kTileHeight - 1) / kTileHeight;
   Tile tile;
   tile.rows = static_cast<int>((rows + tiles - 1) / tiles);
   tile.panels = kTilePanels;
@@ -120,11 +120,11 @@ struct TiledRows {
 
 // Sums of up to 2 x 2 tiles on their way to the vectors: one set fills while the other is read.
 struct TileSums {
-  alignas(64) int32_t of[2][4][kTileRows][kPanel];
+  alignas(64) int32_t of[2][4][kTileHeight][kPanel];
 };
 
 template <int RT, int PT, class Tiles>
-NIBBLAS_INLINE void store_tiles(Tiles& tiles, int32_t (*sums)[kTileRows][kPanel]) {
+NIBBLAS_INLINE void store_tiles(Tiles& tiles, int32_t (*sums)[kTileHeight][kPanel]) {
   for_sums<RT, PT>([&](auto, auto, auto c) NIBBLAS_INLINE_LAMBDA {
     tiles.template store<c.value>(sums[c.value], kRowBytes);
   });

@@ -126,9 +126,10 @@ template <class T, class Tiles>
 void tiled_product(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
                    int64_t row1, void* scratch) {
   const Weight& w = *job.weight;
+  using Ops = IntOps<T, typename T::template DotFor<255>>;
   const ProductScratch s = carve_scratch<T>(scratch, rows_in_tiles(job.x, row0, row1));
   const Expand expand = tile_expansion<T>(w, tiles_read_planes(w));
-  const GroupKind kind = group_kind<IntOps<T, typename T::template DotFor<255>>>(w);
+  const GroupKind kind = group_kind<Ops>(w);
   const bool whole = w.per_channel || kind == GroupKind::two_level;
   Tiles tiles;
   tiles.begin(job.x.tile_rows, whole ? kTileDepth : smaller(w.group, kTileDepth));
@@ -174,14 +175,15 @@ void tiled_integer_product(const IntegerProductJob& job, int64_t panel0, int64_t
   const PackedRows& x = job.x;
   const int64_t rows = rows_in_tiles(x, row0, row1);
   const ProductScratch s = carve_scratch<T>(scratch, rows);
+  using Ops = IntOps<T, typename T::template DotFor<255>>;
   const Expand expand = tile_expansion<T>(w, w.bits == 8);
   Tiles tiles;
   tiles.begin(x.tile_rows, kTileDepth);
   for (int64_t panel = panel0; panel < panel1; panel += kTilePanels) {
     const int panels = static_cast<int>(smaller(kTilePanels, panel1 - panel));
     int32_t* ones = s.sums + rows * panels * kPanel;
-    begin_integers<T>(job, panel, panels, x.starts + row0, rows, s.sums);
-    if (job.ones) begin_integers<T>(job, panel, panels, job.ones->starts, 1, ones);
+    begin_integers<T, Ops>(job, panel, panels, x.starts + row0, rows, s.sums);
+    if (job.ones) begin_integers<T, Ops>(job, panel, panels, job.ones->starts, 1, ones);
     for_each_tile_block(
         w, expand, panel, panels, 0, w.depth_padded, s.block,
         [&](const TileWeights& weights, int64_t k, int64_t depth) {
@@ -200,8 +202,8 @@ void tiled_integer_product(const IntegerProductJob& job, int64_t panel0, int64_t
 template <class Tiles>
 double tiled_peak(int64_t iterations) {
   Tiles tiles;
-  tiles.begin(kTileRows, kTileDepth);
-  alignas(64) int32_t sums[kTileRows][kPanel] = {};
+  tiles.begin(kTileHeight, kTileDepth);
+  alignas(64) int32_t sums[kTileHeight][kPanel] = {};
   tiles.template load<4>(sums, kRowBytes);
   tiles.template load<6>(sums, kRowBytes);
   for_sums<2, 2>([&](auto, auto, auto c) NIBBLAS_INLINE_LAMBDA {
@@ -216,7 +218,7 @@ double tiled_peak(int64_t iterations) {
   tiles.end();
   volatile int32_t sink = sums[0][0];  // the loop must not be optimized away
   static_cast<void>(sink);
-  return static_cast<double>(iterations) * 4 * kTileRows * kPanel * kTileDepth;
+  return static_cast<double>(iterations) * 4 * kTileHeight * kPanel * kTileDepth;
 }
 
 }  // namespace

@@ -37,7 +37,7 @@ void product(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0
 }
 
 // Rows that take the vectors need less.
-size_t product_scratch(int64_t rows) { return product_scratch_bytes<T>(rows + kTileRows); }
+size_t product_scratch(int64_t rows) { return product_scratch_bytes<T>(rows + kTileHeight); }
 
 void pack_integers(const IntegerRowsJob& job, int64_t row0, void* scratch) {
   if (!uses_tiles(job.packed.rows)) return kVectors.pack_integer_rows(job, row0, scratch);
@@ -56,7 +56,7 @@ void multiply_integers(const IntegerProductJob& job, int64_t panel0, int64_t pan
 
 extern constexpr KernelTable kAmxKernels = {
     "amx",
-    {tile, pack_rows, pack_rows_scratch_bytes<kTileRows>, product, product_scratch},
+    {tile, pack_rows, pack_rows_scratch_bytes<kTileHeight>, product, product_scratch},
     pack_integers,
     multiply_integers,
     tiled_peak<Tiles>,
