@@ -155,7 +155,7 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   }
   typename T::I32 pair(int n, int64_t p) const {
     const int64_t per_pair = this->weight.group == kSuperBlock ? 1 : 2;
-    return offset_pair<T>(this->weight, panel + n, p * per_pair);
+    return offset_pair<T, Ops>(this->weight, panel + n, p * per_pair);
   }
   typename T::F32 scale(int n, int64_t g) const {
     if constexpr (kGroups == GroupKind::two_level) {
