@@ -181,7 +181,7 @@ struct Avx512 {
     using X = I32;
     using Acc = I32;
     static constexpr bool kNarrow = true;
-    static int64_t most_steps(int top) { return 32767 / (2 * 128 * top); }
+    static constexpr int64_t most_steps(int top) { return 32767 / (2 * 128 * top); }
     template <int part>
     static W operand(I32 quad) { return quad; }
     static W load_w(const uint8_t* p) { return load_i32(p); }

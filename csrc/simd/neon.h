@@ -53,7 +53,7 @@ struct Neon : NeonRegisters {
     using X = int8x16_t;
     using Acc = I16Pair;
     static constexpr bool kNarrow = true;
-    static int64_t most_steps(int top) { return 32767 / (2 * 128 * top); }
+    static constexpr int64_t most_steps(int top) { return 32767 / (2 * 128 * top); }
     template <int part>
     static I32 operand(I32 quad) { return quad; }
     static W load_w(const uint8_t* p) { return load_i32(p); }
@@ -94,7 +94,7 @@ struct Neon : NeonRegisters {
     static constexpr int kMostRows = 2;  // 16 sums, 8 operands, 2 broadcasts, products
     static constexpr int kBias = large ? 128 : 0;
     static constexpr bool kNarrow = true;
-    static int64_t most_steps(int) { return INT64_MAX; }
+    static constexpr int64_t most_steps(int) { return INT64_MAX / 64; }
     template <int part>
     static I32 operand(I32 quad) {
       if constexpr (!large) return quad;
