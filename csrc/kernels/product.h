@@ -8,13 +8,14 @@
 namespace nibblas {
 namespace {
 
-// What few rows multiply straight from the planes. Other widths are expanded first, to keep the code
-// small: expanding them is faster than memory, but at one row what it takes comes on top.
+// What few rows multiply straight from the planes. Other widths are expanded first, to keep the
+// code small: expanding them is faster than memory, but at one row what it takes comes on top.
 constexpr bool straight(int bits, GroupKind kind) {
   return bits == 4 || bits == 8 || kind == GroupKind::two_level;
 }
 
-// Whether few rows do so here: a step must end with a group, and not be longer than narrow sums last.
+// Whether few rows do so here: a step must end with a group, and not be longer than narrow sums
+// last.
 template <class T, class Ops>
 bool takes_planes(const Weight& w, int64_t rows) {
   if (!straight(w.bits, group_kind<Ops>(w)) || rows > straight_rows<T>(w)) return false;
