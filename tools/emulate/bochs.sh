@@ -68,7 +68,7 @@ unpack_linux() {
 # From source, as the package has neither the corrections of fix_tiles.sh nor fast loops (those are
 # off in a Bochs with a debugger).
 unpack_bochs() {
-  in_debian bash -ec 'cd /root && rm -rf bochs* && apt-get -q source --tar-only bochs=3.0* &&
+  in_debian bash -ec 'cd /root && rm -rf bochs* && apt-get -q source --tar-only bochs &&
     tar -xf bochs_*.orig.tar.* && mv bochs-3.0 bochs'
   bash "$here/fix_tiles.sh" "$debian/root/bochs"
   in_debian bash -ec 'cd /root/bochs && ./configure CFLAGS=-O2 CXXFLAGS=-O2 --with-nogui \
@@ -84,7 +84,7 @@ step bochs-source unpack_bochs
 step bochs compile_bochs
 
 if [[ $list ]]; then
-  in_debian /root/bochs/bochs --help cpu 2>/dev/null | grep -v '^[0=]'
+  in_debian /root/bochs/bochs --help cpu 2>&1 | sed -n 's/^[a-z0-9_]*$/&/p'
   exit
 fi
 
@@ -99,13 +99,13 @@ cp "$here/init" "$run/tree/init"
 mkdir -p "$run"/tree/{dev,proc,sys,tmp}
 
 {
-  echo "export PYTHONPATH=/site PYTHONUTF8=1 USER=root"
+  echo "export PYTHONPATH=/site PYTHONUTF8=1 PY_COLORS=0 USER=root"
   env -0 | while IFS= read -rd '' variable; do
     case $variable in
       NIBBLAS_* | HYPOTHESIS_PROFILE=*) printf 'export %s=%q\n' "${variable%%=*}" "${variable#*=}" ;;
     esac
   done
-  printf 'cd /nibblas && %q guest_tests.py' "$interpreter"
+  printf 'cd /nibblas && %q tools/emulate/bochs/guest_tests.py' "$interpreter"
   printf ' %q' "$model" "$@"
   echo
 } >"$run/tree/tests"

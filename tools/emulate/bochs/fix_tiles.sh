@@ -24,6 +24,20 @@ edit cpu/avx/amx.cc \
   -e '/ DPBDS[SU](/,/^}/ { /xbyte\[4\]/ s/Bit8u/Bit8s/g }' \
   -e '/ DPBD[SU]S(/,/^}/ { /ybyte\[4\]/ s/Bit8u/Bit8s/g }'
 
+# Saving and restoring tiles, so that a process keeps them when another one runs: which tiles are in
+# use is not known at first, then told the wrong way round; rows and bytes per row of the
+# configuration are exchanged; only half of the 16 rows of a tile are saved; and XRSTORS does not skip
+# what lies in memory before the tiles but is not to be restored (Linux leaves out PKRU).
+edit cpu/avx/amx.h -e 's/AMX(): palette_id(0), start_row(0) {}/AMX() { clear(); }/'
+edit cpu/xsave.cc \
+  -e '/tile_use_tracker == 0/ s/==/!=/' \
+  -e '/::xsave_tilecfg_state(/,/^}/ {
+    s/vmm16u(8+n).*/vmm16u(8+n) = BX_CPU_THIS_PTR amx->tilecfg[n].bytes_per_row;/
+    s/vmmubyte(48+n).*/vmmubyte(48+n) = BX_CPU_THIS_PTR amx->tilecfg[n].rows;/
+  }' \
+  -e 's/row < BX_TILE_REGISTERS/row < BX_TILE_MAX_ROWS/' \
+  -e 's/^        if (format & feature_mask)$/      }\n      {\n&/'
+
 # XFD, the switch by which Linux withholds the tiles from a process until it asks for them: two
 # registers, the CPUID bits that announce them, and #NM from an instruction on tiles while the
 # switch is set. Without it Linux does not offer tiles at all.

@@ -86,8 +86,9 @@ def main() -> None:
         if folder.exists():
             shutil.copytree(folder, site / folder.name, ignore=LEFT_OUT)
     shutil.copytree(REPOSITORY / "tests", root / "nibblas/tests", ignore=LEFT_OUT)
-    for file in (REPOSITORY / "pyproject.toml", Path(__file__).with_name("guest_tests.py")):
-        shutil.copy2(file, root / "nibblas")
+    for file in ("pyproject.toml", "tools/make_golden.py", "tools/emulate/bochs/guest_tests.py"):
+        (root / "nibblas" / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(REPOSITORY / file, root / "nibblas" / file)
 
     binaries = [interpreter, *library.glob("lib-dynload/*.so"), *site.rglob("*.so*")]
     for path in libraries(binaries):
