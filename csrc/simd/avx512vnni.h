@@ -10,6 +10,11 @@ namespace {
 struct Avx512Vnni : Avx512 {
   static constexpr const char* kName = "avx512vnni";
 
+  // 6 rows x 4 panels: 24 accumulators, 4 operands and a broadcast of the 32 zmm; 10 loads feed
+  // 24 dot products.
+  static constexpr int kGemmPanels = 4;
+  static constexpr bool kPinsSums = false;
+
   static I32 dot_i16(I32 acc, I32 a, I32 b) { return _mm512_dpwssd_epi32(acc, a, b); }
 
   // Unsigned weight operands times signed activation codes, in int32: see kSegment.
