@@ -166,8 +166,8 @@ struct NeonRegisters {
   }
   template <int n>
   static I32 shr(I32 x) {
-    return map<I32>(x, [](int32x4_t p) {
-      return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(p), n));
+    return map<I32>(x, [](int32x4_t p) {  // the instruction has 1 .. 32
+      return n ? vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(p), n ? n : 32)) : p;
     });
   }
   template <int n>
@@ -260,8 +260,6 @@ struct NeonRegisters {
   static NIBBLAS_INLINE void hide(I32& x) {
 #if defined(__GNUC__)
     __asm__ volatile("" : "+w"(x.a), "+w"(x.b), "+w"(x.c), "+w"(x.d));
-#else
-    static_cast<void>(x);
 #endif
   }
 
@@ -288,8 +286,7 @@ struct NeonRegisters {
     }
     const auto swap = [](int32x4_t& p, int32x4_t& q) {
       const int32x4_t t = p;
-      p = q;
-      q = t;
+      p = q, q = t;
     };
     for (int i = 0; i < 4; ++i) {
       swap(r[i].b, r[i + 4].a);
