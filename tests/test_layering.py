@@ -255,7 +255,8 @@ def test_hot_loops_keep_their_sums_in_registers():
         ]
         assert len(tiles) >= 4, path
         for body in tiles:
-            assert not [text for text in body if re.search(r"%r[sb]p\)", text)], path
+            stack = [text for text in body if re.search(r"^(?!lea ).*%r[sb]p\)", text)]
+            assert not stack, path
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("nm"), reason="needs ELF and nm")
