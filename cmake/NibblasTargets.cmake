@@ -5,10 +5,16 @@ file(READ "${CMAKE_CURRENT_LIST_DIR}/targets.json" _nibblas_targets_json)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS
   "${CMAKE_CURRENT_LIST_DIR}/targets.json")
 
+# clang-cl takes MSVC's options, but has intrinsics only for the instruction sets it was told of.
 if(MSVC)
   set(NIBBLAS_FLAG_STYLE msvc)
 else()
   set(NIBBLAS_FLAG_STYLE gnu)
+endif()
+if(MSVC AND CMAKE_CXX_COMPILER_ID STREQUAL "MSVC")
+  set(NIBBLAS_TARGET_FLAG_STYLE msvc)
+else()
+  set(NIBBLAS_TARGET_FLAG_STYLE gnu)
 endif()
 
 # nibblas_json_list(<variable> <member>...): the JSON array at that path, as a CMake list.

@@ -81,8 +81,6 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
 
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 _PROT_NONE = 0
 
 
@@ -104,8 +102,11 @@ def guarded_array(source: np.ndarray, at: str = "end", readonly: bool = False) -
     copy = data.view(source.dtype).reshape(source.shape)
     copy[...] = source
 
+    libc = ctypes.CDLL(None, use_errno=True)  # not on Windows
+    libc.mprotect.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
     def protect(first_byte: int, size: int, protection: int) -> None:
-        if _libc.mprotect(address + first_byte, size, protection) != 0:
+        if libc.mprotect(address + first_byte, size, protection) != 0:
             raise OSError(ctypes.get_errno(), "mprotect failed")
 
     protect(0, page, _PROT_NONE)

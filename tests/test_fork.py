@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -214,13 +215,71 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
-def test_multiprocessing(method, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(POOL)
+def run_script(text: str, method: str, folder: Path) -> str:
+    """What a script prints: in a file, for the processes that import it anew."""
+    script = folder / "script.py"
+    script.write_text(text)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("NIBBLAS_")}
     done = subprocess.run(
         [sys.executable, script, method], capture_output=True, text=True, timeout=120, env=kept
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "done\n"
+    return done.stdout
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_multiprocessing(method, tmp_path):
+    assert run_script(POOL, method, tmp_path) == "done\n"
+
+
+KILLED = """
+import concurrent.futures, multiprocessing, os, signal, sys, threading, time, warnings
+from concurrent.futures.process import BrokenProcessPool
+import numpy as np, nibblas
+warnings.simplefilter("ignore", DeprecationWarning)
+
+rng = np.random.default_rng(0)
+weight = nibblas.quantize(rng.standard_normal((700, 523), dtype=np.float32), num_threads=2)
+x = rng.standard_normal((64, 523), dtype=np.float32)
+
+def product(threads):
+    return nibblas.linear(x, weight, num_threads=threads)
+
+def killed_inside(threads):
+    threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    while True:
+        product(threads)
+
+if __name__ == "__main__":
+    expected = product(3)
+    context = multiprocessing.get_context(sys.argv[1])
+    right, wrong = [], []
+    stop = threading.Event()
+    def go_on():
+        while not stop.is_set():
+            (right if np.array_equal(product(2), expected) else wrong).append(1)
+    other = threading.Thread(target=go_on)
+    other.start()
+    for _ in range(2):
+        with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
+            assert np.array_equal(pool.submit(product, 2).result(), expected)
+            try:
+                pool.submit(killed_inside, 3).result(60)
+            except BrokenProcessPool:
+                print("broken")
+    with concurrent.futures.ProcessPoolExecutor(2, context) as pool:
+        for found in pool.map(product, [1, 2, 3]):
+            assert np.array_equal(found, expected)
+    before = len(right)
+    while len(right) < before + 3:
+        time.sleep(0.01)
+    stop.set()
+    other.join()
+    assert not wrong
+"""
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_a_killed_worker(method, tmp_path):
+    """It dies within a product; the parent computes on, and new workers work."""
+    assert run_script(KILLED, method, tmp_path) == "broken\nbroken\n"

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and results of earlier builds are those of this one (see tools/make_golden.py).
 
-Each folder of tests/golden was written once, by some version, and is not changed afterwards.
+Each folder of tests/golden was written once, by some version, and is not changed afterwards. Run on
+any CPU or emulator, these tests show that weights travel: what was packed elsewhere gives the
+committed bits here, in every operation on every target, and packing gives the committed bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 import nibblas
@@ -20,11 +23,13 @@ from nibblas import _nibblas, numerics
 from nibblas.io.packed import FORMAT_VERSION
 from nibblas.schemes import LAYOUT_VERSION, SCHEMES
 
-from .cases import assert_same_bits
+from .cases import INTEGER_SCHEMES, assert_same_bits
 
 ROOT = Path(__file__).parent / "golden"
 FOLDERS = sorted(path.parent for path in ROOT.glob("*/manifest.json"))
 MOST_BYTES = 500_000  # of all folders together: they are in every clone and sdist for ever
+
+pytestmark = pytest.mark.emulated  # these bits are pinned: every CPU has to give them
 
 every_folder = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
@@ -147,6 +152,17 @@ def test_dequantize(folder, target):
 
 
 @every_folder
+def test_take(folder, target):
+    """Rows in any order, each again as `dequantize` gives it; all of them have its checksum."""
+    needs_same_contract(folder)
+    for name, how, w in weights_of(folder):
+        dense = w.take(np.arange(w.shape[0]))
+        assert hashlib.sha256(dense.tobytes()).hexdigest() == how["dequantized_sha256"], name
+        indices = np.array([w.shape[0] - 1, 3, 0, 3, 16])
+        assert_same_bits(w.take(indices), dense[indices], name)
+
+
+@every_folder
 def test_activations(folder, target):
     needs_same_contract(folder)
     tensors = tensors_of(folder)
@@ -160,6 +176,50 @@ def test_activations(folder, target):
     for name in functions:
         found = _nibblas.activate(tensors["z"], name.removeprefix("activation/"))
         assert_same_bits(found, tensors[name], name)
+
+
+# --- matmul_integer, exact and so of no version
+
+
+INTEGERS = sorted(ROOT.glob("*/integers.json"))
+
+
+@pytest.mark.parametrize("path", INTEGERS, ids=lambda path: path.parent.name)
+def test_integer_products(path, target, tmp_path):
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    content = (path.parent / manifest["file"]).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == manifest["file_sha256"]
+    tensors = nibblas.load(path.parent / manifest["file"])
+    assert list(manifest["weights"]) == [
+        name for name in manifest["tensors"] if isinstance(tensors[name], nibblas.PackedWeight)
+    ]
+    compared = 0
+    for key in (key for key in manifest["tensors"] if key.startswith(("c/", "packed/"))):
+        kind, a, b, *zeros = key.split("/")
+        packed = kind == "packed"
+        operand = tensors[b if packed else f"b/{b}"]
+        zero_points = [tensors[f"a_zero/{a}"]] if zeros else []
+        if zeros and not packed:
+            zero_points.append(tensors[f"b_zero/{b}"])
+        c = nibblas.matmul_integer(tensors[f"a/{a}"], operand, *zero_points)
+        assert_same_bits(c, tensors[key], key)
+        for row in (0, 2):
+            of_row = [zero_points[0][row], *zero_points[1:]] if zeros else []
+            c = nibblas.matmul_integer(tensors[f"a/{a}"][row], operand, *of_row)
+            assert_same_bits(c, tensors[key][row], (key, row))
+        compared += 1
+    assert compared == 8 + 4 * len(manifest["weights"])
+    if (manifest["format_version"], manifest["layout_version"]) == (FORMAT_VERSION, LAYOUT_VERSION):
+        again = {name: tensors[name] for name in manifest["tensors"]}
+        again |= {name: nibblas.pack(**tensors[name].unpack()) for name in manifest["weights"]}
+        nibblas.save(tmp_path / "again", again)
+        assert (tmp_path / "again").read_bytes() == content
+
+
+def test_integer_products_are_of_every_scheme():
+    assert INTEGERS
+    weights = {name for path in INTEGERS for name in json.loads(path.read_text())["weights"]}
+    assert weights == set(INTEGER_SCHEMES), "tools/make_golden.py --integers makes a folder"
 
 
 @pytest.mark.parametrize("field", ["format_version", "layout_version"])

@@ -18,6 +18,7 @@ import pytest
 
 import nibblas
 from nibblas import _nibblas, numerics
+from nibblas.io import gguf
 from nibblas.schemes import SCHEMES
 from nibblas.weights import make_weight
 
@@ -220,6 +221,18 @@ def test_pack_codes(at, width, rng, target, guarded):
 
 
 @at_both_ends
+def test_pack_codes_in_another_order(at, rng, target, guarded):
+    for shape in SHAPES:
+        codes = rng.integers(0, 256, shape, np.uint8)
+        order = guarded(rng.permutation(shape[1]).astype(np.int32), at, readonly=True)
+        expected = numerics.pack_planes(codes[:, order], 8, None)
+        there = guarded(codes, at, readonly=True)
+        assert_same_bits(_nibblas.pack_codes(there, 8, 0, input_order=order)[0], expected[0])
+        turned = guarded(np.ascontiguousarray(codes.T), at, readonly=True).T
+        assert_same_bits(_nibblas.pack_codes(turned, 8, 0, input_order=order)[0], expected[0])
+
+
+@at_both_ends
 @all_variants
 def test_unpack_dequantize_take(at, variant, rng, target, guarded):
     for shape, group in zip(SHAPES, itertools.cycle([16, None, 32]), strict=False):
@@ -248,6 +261,36 @@ def test_quantize_activations(at, dtype, rng, target, guarded):
         expected_codes, expected_scales = numerics.quantize_activations(x, group)
         assert_same_bits(codes, expected_codes)
         assert_same_bits(scales, expected_scales)
+
+
+@at_both_ends
+@pytest.mark.parametrize("name", gguf.BLOCK_SHAPES)
+def test_blocks(at, name, rng, target, guarded):
+    """1 to 40 blocks: whole batches of 16 and parts of one."""
+    elements, size, _ = gguf.BLOCK_SHAPES[name]
+    for blocks in (1, 2, 3, 15, 16, 17, 40):
+        raw = rng.integers(0, 256, blocks * size, np.uint8)
+        x = random_x(rng, (blocks * elements,))
+        there, x_there = guarded(raw, at, readonly=True), guarded(x, at, readonly=True)
+        with nibblas.use_target("scalar"):
+            values, written = gguf.dequantize(raw, name), gguf.quantize(x, name)
+            parts = _nibblas.unpack_blocks(raw, name)
+        out = guarded(np.zeros_like(values), at)
+        gguf.dequantize(there, name, out=out)
+        assert_same_bits(out, values, blocks)
+        assert_same_bits(gguf.quantize(x_there, name), written, blocks)
+        for part, array in _nibblas.unpack_blocks(there, name).items():
+            assert_same_bits(array, parts[part], (part, blocks))
+
+
+@at_both_ends
+@pytest.mark.parametrize("name", numerics.ACTIVATIONS)
+def test_activate(at, name, rng, target, guarded):
+    for count in range(1, 40):
+        x = random_x(rng, (count,))
+        with nibblas.use_target("scalar"):
+            expected = _nibblas.activate(x, name)
+        assert_same_bits(_nibblas.activate(guarded(x, at, readonly=True), name), expected)
 
 
 @at_both_ends

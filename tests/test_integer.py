@@ -59,6 +59,7 @@ def zero_points(rng: np.random.Generator, length: int, dtype: Any) -> list[Any]:
     return [None, 0, ends.max, dtype(ends.min), np.array(ends.max, dtype), each, each[::-1]]
 
 
+@pytest.mark.emulated
 @signs
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 7, 13])
 def test_all_signs_and_zero_points(a_type, b_type, rows, rng, target):
@@ -112,6 +113,7 @@ def test_deep(a_type, b_type, depth, rows, rng, target):
         assert np.array_equal(c, expected), (za, zb)
 
 
+@pytest.mark.emulated
 def test_sums_beyond_int32_wrap(target):
     """The exact results lie above 2^31, above 2^32 and below -2^31."""
     for depth, value, least, most in (
@@ -131,6 +133,7 @@ def test_sums_beyond_int32_wrap(target):
 # --- packed weights as b
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("scheme", INTEGER_SCHEMES)
 @pytest.mark.parametrize("group", [None, 16, 128])
 def test_packed_weight(scheme, group, rng, target):

@@ -143,6 +143,7 @@ def test_any_values(compute, data, variant):
             assert_same_bits(nibblas.linear(x, w, compute=compute), expected, name)
 
 
+@pytest.mark.emulated
 @variants
 @computes
 def test_one_by_one_and_primes(variant, compute, rng, target):

@@ -132,6 +132,7 @@ def test_what_is_not_finite_stays_in_its_row(compute, dtype, bad, rows, rng, tar
                 assert (bits(y[row]) == NAN_BITS[dtype.name]).all()
 
 
+@pytest.mark.emulated
 @computes
 @pytest.mark.parametrize("activation", [None, *numerics.ACTIVATIONS])
 @floats
@@ -184,6 +185,7 @@ def test_sizes_at_the_ends_of_the_range(compute, variant, size, rng, target):
             assert not bits(y).any()  # +0: a and all codes are 0
 
 
+@pytest.mark.emulated
 @computes
 def test_rows_of_zeros_and_signed_zeros(compute, rng, target):
     x = np.zeros((6, 70), np.float32)

@@ -32,6 +32,7 @@ def check(x: np.ndarray, group: int | None, threads: int | None = None) -> None:
     assert_same_bits(scales, expected_scales, (x.shape, group))
 
 
+@pytest.mark.emulated
 @groups
 @floats
 def test_groups(group, dtype, rng, target):
@@ -67,6 +68,7 @@ def test_any_values(width, data, group):
             check(x, group)
 
 
+@pytest.mark.emulated
 def test_ties_round_to_even(target):
     """With amax 127, r is 1 and x itself is rounded: 0.5 to 0, 1.5 to 2, -126.5 to -126."""
     x = np.arange(-127, 127.25, 0.5, dtype=np.float32)
@@ -93,6 +95,7 @@ def test_the_largest_magnitude_anywhere(place, rng, target):
         check(x, 16)
 
 
+@pytest.mark.emulated
 def test_codes_stay_within_127(rng, target):
     """rint(x r) is at most 127 for every amax: those with the largest products, and at random."""
     amax = rng.integers(1, 0x7F800000, (20_000, 1), np.uint32)
@@ -104,6 +107,7 @@ def test_codes_stay_within_127(rng, target):
 
 
 # 127 / amax overflows below 127 / (2^128 (1 - 2^-25)), which is 3.73e-37: from there down all is 0.
+@pytest.mark.emulated
 def test_where_r_overflows(target):
     edge = np.float32(127 / 2.0**128)
     x = np.zeros((64, 20), np.float32)
@@ -120,6 +124,7 @@ def test_where_r_overflows(target):
     check(x, 16)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("bad", [0x7F800000, 0xFF800000, 0x7FC00000, 0xFFC00000, 0x7F800001])
 @pytest.mark.parametrize("place", [0, 15, 16, 50, 69])
 def test_not_finite(bad, place, rng, target):

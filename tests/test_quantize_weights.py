@@ -89,6 +89,7 @@ def test_any_values(variant, rows, rule, index):
         check_quantize(w, variant, group, rule, scale_types[index % len(scale_types)])
 
 
+@pytest.mark.emulated
 @quantized
 def test_sizes_at_the_ends_of_the_range(variant, rng):
     """Scales that are just finite or just not, subnormal or just 0, in each type."""
@@ -209,6 +210,7 @@ def test_dequantize_any_shape(variant, cols, depth, group, dtype, seed):
             assert_same_bits(w.take(rows, dtype, num_threads=threads), expected[rows], name)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize("scale_type", SCALE_TYPES)
 @floats
 def test_dequantize_special_scales(scale_type, dtype, rng, target):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import nibblas
-from nibblas import numerics
+from nibblas import _nibblas, numerics
 
 from .cases import (
     COMPUTES,
@@ -26,7 +26,7 @@ from .cases import (
     random_x,
 )
 
-PYTHON_THREADS = 16
+PYTHON_THREADS = 64
 
 
 def jobs_of_all_kinds(
@@ -116,6 +116,27 @@ def test_target_changes_while_others_compute(rng):
         stop.set()
         thread.join()
     assert changes > 20
+
+
+def test_settings_change_from_all_threads(rng):
+    """Every thread sets the target and the number of threads for its own calls, against all others.
+
+    What it then gets may be another's choice, but always one that somebody made.
+    """
+
+    def with_settings(call: Callable[[], np.ndarray], number: int) -> np.ndarray:
+        with nibblas.use_target(TARGETS[number % len(TARGETS)]):
+            nibblas.set_num_threads(1 + number % 5)
+            result = call()
+            assert nibblas.target() in TARGETS
+            assert 1 <= nibblas.get_num_threads() <= 5
+            return result
+
+    changing = [
+        (lambda call=call, number=number: with_settings(call, number), expected)
+        for number, (call, expected) in enumerate(jobs_of_all_kinds(rng))
+    ]
+    run_from_many_threads(changing, seconds=2)
 
 
 def test_thread_count_changes_while_others_compute(rng):
@@ -257,6 +278,41 @@ sys.exit(768_000)
 )
 def test_other_ways_to_end(ending):
     in_fresh_python(EXIT.format(workers=2) + ending)
+
+
+SUBINTERPRETER = """
+try:
+    import _interpreters as interpreters
+except ImportError:
+    import _xxsubinterpreters as interpreters
+
+# The native module by itself: NumPy has complaints of its own.
+there = f'''
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+loader = ExtensionFileLoader("nibblas._nibblas", {path!r})
+try:
+    module_from_spec(spec_from_loader("nibblas._nibblas", loader))
+except ImportError as error:
+    result = str(error)
+else:
+    result = "imported"
+open({answer!r}, "w").write(result)
+'''
+for _ in range(2):  # before and after the main interpreter has it
+    interpreters.run_string(interpreters.create(), there)
+    message = open(answer).read()
+    assert "subinterpreter" in message, message
+    import numpy as np, nibblas
+    w = nibblas.quantize(np.ones((16, 64), np.float32))
+    assert nibblas.linear(np.ones((1, 64), np.float32), w)[0, 0] == 64
+"""
+
+
+def test_a_subinterpreter_is_refused(tmp_path):
+    """Whichever interpreter comes first; the main one works."""
+    given = f"path, answer = {_nibblas.__file__!r}, {str(tmp_path / 'answer')!r}"
+    in_fresh_python(given + SUBINTERPRETER)
 
 
 def test_use_in_atexit_and_finalizers():

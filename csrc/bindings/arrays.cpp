@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <atomic>
 
 #include "bindings/bindings.h"
 #include "runtime/scratch.h"
@@ -26,11 +27,13 @@ DType dtype_of(const py::array& array) {
   }
   if (number < kFirstUserType) return DType::other;
   // The number of a type from another package is known only at run time.
-  static int bfloat16_number = -1;
-  if (number != bfloat16_number && dtype.attr("name").cast<std::string>() == "bfloat16") {
-    bfloat16_number = number;
+  static std::atomic<int> known{-1};
+  int bfloat16 = known.load(std::memory_order_relaxed);
+  if (number != bfloat16 && dtype.attr("name").cast<std::string>() == "bfloat16") {
+    bfloat16 = number;
+    known.store(number, std::memory_order_relaxed);
   }
-  return number == bfloat16_number ? DType::bfloat16 : DType::other;
+  return number == bfloat16 ? DType::bfloat16 : DType::other;
 }
 
 std::string type_name(const py::array& array) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "ops/ops.h"
+#include "runtime/interrupt.h"
 #include "runtime/thread.h"
 
 namespace nibblas {
@@ -64,17 +65,29 @@ inline void take_gil(PyThreadState* state) {
   }
 }
 
-// Runs f without the GIL.
+// For Interruptible: whether a signal's Python handler (Ctrl-C's is one) raised an exception, which
+// is then the thread's current one. Handlers run on Python's main thread alone.
+inline bool signal_raised(void* thread_state) {
+  auto& state = *static_cast<PyThreadState**>(thread_state);
+  take_gil(state);
+  const bool raised = PyErr_CheckSignals() != 0;
+  state = PyEval_SaveThread();
+  return raised;
+}
+
+// Runs f without the GIL, and gives it up when a signal's handler raises: with that exception.
 template <class F>
 void without_gil(const F& f) {
   std::exception_ptr error;
   PyThreadState* state = PyEval_SaveThread();
+  Interruptible call(signal_raised, &state);
   try {
     f();
   } catch (const std::exception&) {
     error = std::current_exception();
   }
   take_gil(state);
+  if (call.interrupted()) throw py::error_already_set();
   if (error) std::rethrow_exception(error);
 }
 

@@ -36,9 +36,9 @@ py::array from_dlpack_bf16(const py::object& obj) {
   if (t.code != kBfloat || t.bits != 16 || t.lanes != 1) {
     throw std::invalid_argument("the tensor is not bfloat16");
   }
-  std::vector<ssize_t> shape(t.shape, t.shape + t.ndim);
-  std::vector<ssize_t> strides(shape.size());
-  ssize_t step = 2;
+  std::vector<py::ssize_t> shape(t.shape, t.shape + t.ndim);
+  std::vector<py::ssize_t> strides(shape.size());
+  py::ssize_t step = 2;
   for (size_t i = shape.size(); i-- > 0;) {
     strides[i] = t.strides ? 2 * t.strides[i] : step;
     step *= shape[i];

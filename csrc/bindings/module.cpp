@@ -9,7 +9,9 @@ constexpr int kContractVersion = 1;
 
 }  // namespace
 
-PYBIND11_MODULE(_nibblas, m, py::mod_gil_not_used()) {
+// Without the GIL, too: what the module keeps is atomic (the target, the number of threads) or
+// guarded (the pool), and a weight never changes.
+PYBIND11_MODULE(main_interpreter, m, py::mod_gil_not_used()) {
   m.doc() = "The native part of nibblas. Its interface is private.";
   py::register_exception_translator([](std::exception_ptr p) {
     try {
@@ -29,3 +31,14 @@ PYBIND11_MODULE(_nibblas, m, py::mod_gil_not_used()) {
 }
 
 }  // namespace nibblas
+
+// The module's entry. In a second interpreter pybind11 would wait for the first one's GIL for ever.
+extern "C" PYBIND11_EXPORT PyObject* PyInit__nibblas() {
+  if (PyInterpreterState_Get() == PyInterpreterState_Main()) {
+    return nibblas::PyInit_main_interpreter();
+  }
+  PyErr_SetString(PyExc_ImportError,
+                  "nibblas can only be imported in the main interpreter of a process, "
+                  "this is a subinterpreter");
+  return nullptr;
+}

@@ -66,7 +66,7 @@ ZeroPoints zero_points(const py::object& given, DType operand, const char* name)
   }
   const int low = operand == DType::uint8 ? 0 : -128;
   const auto wide = py::array_t<int64_t, py::array::c_style | py::array::forcecast>::ensure(array);
-  for (ssize_t i = 0; i < wide.size(); ++i) {
+  for (py::ssize_t i = 0; i < wide.size(); ++i) {
     const int64_t value = wide.data()[i];
     const bool wrapped = kind == 'u' && value < 0;  // a uint64 above int64
     if (value < low || value > low + 255 || wrapped) {

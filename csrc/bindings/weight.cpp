@@ -11,12 +11,12 @@ namespace {
 
 // What kernels rely on without looking: sizes, types and contiguity of every plane.
 const void* checked_plane(const py::array& plane, const char* name,
-                          const std::vector<int64_t>& shape, ssize_t item_size) {
-  bool fits = plane.ndim() == static_cast<ssize_t>(shape.size()) &&
+                          const std::vector<int64_t>& shape, py::ssize_t item_size) {
+  bool fits = plane.ndim() == static_cast<py::ssize_t>(shape.size()) &&
               plane.itemsize() == item_size &&
               (plane.flags() & py::array::c_style) != 0;
   for (size_t i = 0; fits && i < shape.size(); ++i) {
-    fits = plane.shape(static_cast<ssize_t>(i)) == shape[i];
+    fits = plane.shape(static_cast<py::ssize_t>(i)) == shape[i];
   }
   if (!fits) {
     std::string expected;
@@ -90,13 +90,13 @@ class PlaneKeeper {
   explicit PlaneKeeper(BoundWeight& bound) : bound_(bound) {}
 
   const void* keep(const py::array& plane, const char* name, const std::vector<int64_t>& shape,
-                   ssize_t item_size) {
+                   py::ssize_t item_size) {
     const void* data = checked_plane(plane, name, shape, item_size);
     bound_.planes.push_back(plane);
     return data;
   }
   const void* keep(const std::optional<py::array>& plane, const char* name,
-                   const std::vector<int64_t>& shape, ssize_t item_size) {
+                   const std::vector<int64_t>& shape, py::ssize_t item_size) {
     return plane ? keep(*plane, name, shape, item_size) : nullptr;
   }
 

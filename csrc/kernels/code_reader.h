@@ -19,14 +19,19 @@ constexpr int slice_low(int bits, int slice) {
   return slice == 0 ? 0 : slice_low(bits, slice - 1) + slice_width(bits, slice - 1);
 }
 
+// Quads that fill whole rows of every plane.
+constexpr int whole_quads(int bits) { return 8 / (bits & -bits); }
+
+constexpr int larger(int a, int b) { return a > b ? a : b; }
+
 // Reads NV panels side by side. A quad is an I32 whose byte i of lane c is the code of output c at
 // the quad's i-th k.
-template <class T, int Bits>
+template <class T, int Bits, int LeastQuads = 1>
 class CodeReader {
  public:
   static constexpr int kSlices = count_slices(Bits);
-  static constexpr int kStep = 32 / (Bits & -Bits);  // codes that fill whole rows of every plane
-  static constexpr int kQuads = kStep / 4;
+  static constexpr int kQuads = larger(whole_quads(Bits), LeastQuads);
+  static constexpr int kStep = 4 * kQuads;  // codes
 
   // The rows of a step, of each plane after the other. (Loaded once: where quads read memory
   // themselves, GCC loads a row again for each of them.)

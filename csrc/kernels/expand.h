@@ -7,7 +7,8 @@
 namespace nibblas {
 namespace {
 
-// Codes [k0, k0 + depth) of `panels` panels to rows [depth / 4 * kQuadParts][panels][64].
+// Codes [k0, k0 + depth) of `panels` panels to operands [depth / 4 * kQuadParts][panels][64], or
+// [depth / 8][panels][128] where two quads make one.
 using Expand = void (*)(const Weight& w, int64_t panel, int panels, int64_t k0, int64_t depth,
                         uint8_t* rows);
 
@@ -15,15 +16,15 @@ template <class T, class Operands, bool kZeros>
 void expand_codes(const Weight& w, int64_t panel, int panels, int64_t k0, int64_t depth,
                   uint8_t* rows) {
   using Ops = typename Operands::Ops;
-  using Reader = CodeReader<T, Operands::kBits>;
+  using Reader = CodeReader<T, Operands::kBits, Ops::kQuads>;
   // Zero points of groups, which may be half a step long.
   constexpr int halves = kZeros && Reader::kStep == 32 ? 2 : 1;
-  constexpr int parts = Reader::kQuads * Ops::kQuadParts / halves;
+  constexpr int parts = Reader::kQuads / Ops::kQuads * Ops::kQuadParts / halves;
   const Operands operands(w);
-  const int64_t stride = panels * kRowBytes;
+  const int64_t stride = panels * kOperandBytes<Ops>;
   for (int n = 0; n < panels; ++n) {
     Reader reader(w, panel + n, k0);
-    uint8_t* to = rows + n * kRowBytes;
+    uint8_t* to = rows + n * kOperandBytes<Ops>;
     auto zeros = T::zero_f32();
     const auto load_zeros = [&](int64_t g) { zeros = T::to_f32(group_zeros<T>(w, panel + n, g)); };
     if (kZeros) load_zeros(k0 / w.group);
@@ -34,8 +35,7 @@ void expand_codes(const Weight& w, int64_t panel, int panels, int64_t k0, int64_
         if (kZeros && at % w.group == 0) load_zeros(at / w.group);
         unroll<parts>([&](auto i) NIBBLAS_INLINE_LAMBDA {
           constexpr int part = half.value * parts + i.value;
-          const auto quad = Reader::template quad<part / Ops::kQuadParts>(codes);
-          auto operand = operands.template operand<part % Ops::kQuadParts>(quad);
+          auto operand = operand_of<part, Reader>(operands, codes);
           if constexpr (kZeros) operand = T::sub(operand, zeros);
           Ops::store_w(to + part * stride, operand);
         });
@@ -114,7 +114,7 @@ NIBBLAS_NOINLINE void expand_super_blocks(const Weight& w, int64_t panel, int pa
     }
     for (int64_t g = 0; g < supers * groups; g += per_pair) {
       T::store_i32(out.pairs + (g / per_pair * panels + n) * kPanel,
-                   offset_pair<T>(w, panel + n, s0 * groups + g));
+                   offset_pair<T, Ops>(w, panel + n, s0 * groups + g));
     }
     for (int64_t s = 0; s < supers; ++s) {
       const int64_t at = (s * panels + n) * kPanel;

@@ -24,6 +24,10 @@ int64_t depth_block(const Weight& w, int64_t rows) {
   return w.group > few && w.group <= kDepthBlock<Ops> ? w.group : few;
 }
 
+// Rows of a tile.
+template <class T, class Ops>
+constexpr int kTileRows = Ops::kMostRows < T::kGemmRows ? Ops::kMostRows : T::kGemmRows;
+
 // Scratch of one product: the block, then running sums and segment sums of [rows][panels][16].
 struct ProductScratch {
   Block block;
@@ -176,7 +180,7 @@ void gemm_short_groups(const ProductJob& job, Expand expand, int64_t panel, int6
                        int64_t row1, const ProductScratch& s) {
   const Weight& w = *job.weight;
   const int64_t block = depth_block<Ops>(w, row1 - row0);
-  const int64_t tiles = (row1 - row0 + T::kGemmRows - 1) / T::kGemmRows;
+  const int64_t tiles = (row1 - row0 + kTileRows<T, Ops> - 1) / kTileRows<T, Ops>;
   using Source = BlockSource<T, Ops, kGroups, NV>;
   for (int64_t k = 0; k < w.depth_padded; k += block) {
     const int64_t depth = smaller(block, w.depth_padded - k);
@@ -186,9 +190,9 @@ void gemm_short_groups(const ProductJob& job, Expand expand, int64_t panel, int6
     } else {
       expand_groups<T, Ops, kGroups>(w, panel, NV, k / w.group, depth / w.group, s.block);
     }
-    const int64_t words = Source::steps(k);
+    const int64_t words = k / 4 * Ops::kQuadParts;
     NextCodes<T> next(w, panel, NV, k, block, tiles);
-    for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+    for_each_tile<kTileRows<T, Ops>>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
       next.fetch_share();
       float* acc = s.acc + (row - row0) * NV * kPanel;
       const Source source(w, s.block);
@@ -233,7 +237,7 @@ void gemm_long_groups(const ProductJob& job, Expand expand, int64_t panel, int64
     const int64_t begin = segment * job.x.segment;
     const int64_t end = smaller(begin + job.x.segment, w.depth_padded);
     expand_groups<T, Ops, kGroups>(w, panel, NV, w.per_channel ? 0 : segment, 1, s.block);
-    for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+    for_each_tile<kTileRows<T, Ops>>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
       begin_segment<T, Ops, kGroups>(s.block, NV, advance(x, m.value, 0, segment), m.value,
                                      s.sums + (row - row0) * NV * kPanel);
     });
@@ -241,12 +245,12 @@ void gemm_long_groups(const ProductJob& job, Expand expand, int64_t panel, int64
         w, expand, panel, begin, end, block, s.block,
         [&](const auto& weights, int64_t k, int64_t depth) {
           const int64_t words = k / 4 * Ops::kQuadParts;
-          for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+          for_each_tile<kTileRows<T, Ops>>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
             multiply_part<T, m.value>(weights, x.words + words * m.value, weights.steps(depth),
                                       s.sums + (row - row0) * NV * kPanel);
           });
         });
-    for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+    for_each_tile<kTileRows<T, Ops>>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
       const int64_t at = (row - row0) * NV * kPanel;
       combine_segment<T, Ops, kGroups>(s.block, NV, advance(x, m.value, 0, segment), m.value,
                                        s.sums + at, s.acc + at);

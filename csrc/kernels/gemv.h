@@ -66,26 +66,23 @@ NIBBLAS_NOINLINE void gemv_panels(const ProductJob& job, int64_t panel, int64_t 
   using Ops = typename Operands::Ops;
   const Weight& w = *job.weight;
   const PackedRows& x = job.x;
-  constexpr int64_t at_once = kGroups == GroupKind::two_level ? 2 : kGroupsAtOnce;  // segments
-  // Per channel there may be several segments, too, but one scale.
-  const int64_t run = w.per_channel ? x.segments : at_once;
   float acc[MR * NV * kPanel] = {};
+  if constexpr (kGroups == GroupKind::two_level) {
+    multiply_super_blocks<T, MR>(Source(w, panel, 0, groups), rows, x.segments, acc);
+    return store_outputs<T>(job, panel, NV, row, MR, acc);
+  }
+  // Per channel there may be several segments, too, but one scale.
+  const int64_t run = w.per_channel ? x.segments : kGroupsAtOnce;
   for (int64_t s = 0; s < x.segments; s += run) {
     const int64_t count = smaller(run, x.segments - s);
     const int64_t k = s * x.segment;
     const TileRows part = advance(rows, MR, k / 4 * Ops::kQuadParts, s, x.segment_starts);
-    if constexpr (kGroups == GroupKind::two_level) {
-      expand_super_blocks<T, Ops>(w, panel, NV, s, count, groups);
-      multiply_super_blocks<T, MR>(Source(w, panel, k, groups), part, count, acc);
-    } else {
-      groups.direct = direct_groups(w, panel, w.per_channel ? 0 : s);
-      const int64_t last = smaller(x.segment, w.depth_padded - (s + count - 1) * x.segment);
-      if constexpr (NV == 1) prefetch_groups<T>(groups.direct, w.per_channel ? 1 : count);
-      expand_groups<T, Ops, kGroups>(w, panel, NV, s, w.per_channel ? 1 : count, groups);
-      multiply_segments<T, MR>(Source(w, panel, k, groups), part, count,
-                               Source::steps(x.segment), Source::steps(last),
-                               w.per_channel ? 0 : 1, acc);
-    }
+    groups.direct = direct_groups(w, panel, w.per_channel ? 0 : s);
+    const int64_t last = smaller(x.segment, w.depth_padded - (s + count - 1) * x.segment);
+    if constexpr (NV == 1) prefetch_groups<T>(groups.direct, w.per_channel ? 1 : count);
+    expand_groups<T, Ops, kGroups>(w, panel, NV, s, w.per_channel ? 1 : count, groups);
+    multiply_segments<T, MR>(Source(w, panel, k, groups), part, count, Source::steps(x.segment),
+                             Source::steps(last), w.per_channel ? 0 : 1, acc);
   }
   store_outputs<T>(job, panel, NV, row, MR, acc);
 }

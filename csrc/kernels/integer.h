@@ -29,13 +29,15 @@ void store_integers(const IntegerProductJob& job, int64_t panel, int panels, int
 }
 
 // The first sums of m rows: -zb * sum(a).
-template <class T, int NV>
+template <class T, class Ops, int NV>
 void begin_integers(const IntegerProductJob& job, int64_t panel, const int32_t* starts,
                     int64_t rows, int32_t* sums) {
   for (int64_t row = 0; row < rows; ++row) {
     for (int n = 0; n < NV; ++n) {
       auto c = T::set1_i32(starts[row]);
-      if (job.b_zero) c = T::mul_i32(c, T::load_u8(job.b_zero + (panel + n) * kPanel));
+      if (job.b_zero) {
+        c = T::mul_i32(c, Ops::as_zeros(T::load_u8(job.b_zero + (panel + n) * kPanel)));
+      }
       T::store_i32(sums + (row * NV + n) * kPanel, c);
     }
   }
@@ -46,14 +48,14 @@ void integer_gemm_panels(const IntegerProductJob& job, Expand expand, int64_t pa
                          int64_t row1, const ProductScratch& s) {
   const Weight& w = *job.weight;
   int32_t* ones = s.sums + (row1 - row0) * NV * kPanel;
-  begin_integers<T, NV>(job, panel, job.x.starts + row0, row1 - row0, s.sums);
-  if (job.ones) begin_integers<T, NV>(job, panel, job.ones->starts, 1, ones);
+  begin_integers<T, Ops, NV>(job, panel, job.x.starts + row0, row1 - row0, s.sums);
+  if (job.ones) begin_integers<T, Ops, NV>(job, panel, job.ones->starts, 1, ones);
   for_each_block<T, Ops, NV>(
       w, expand, panel, 0, w.depth_padded, kDepthBlock<Ops>, s.block,
       [&](const auto& weights, int64_t k, int64_t depth) {
         const int64_t words = k / 4 * Ops::kQuadParts;
         const int64_t steps = weights.steps(depth);
-        for_each_tile<T::kGemmRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+        for_each_tile<kTileRows<T, Ops>>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
           multiply_part<T, m.value>(weights, x.words + words * m.value, steps,
                                     s.sums + (row - row0) * NV * kPanel);
         });
@@ -66,13 +68,14 @@ template <class T, class Operands, int MR, int NV>
 NIBBLAS_NOINLINE void integer_gemv_panels(const IntegerProductJob& job, int64_t panel, int64_t row,
                                           TileRows x) {
   using Source = PlaneSource<T, Operands, GroupKind::constant, NV>;
+  using Ops = typename Operands::Ops;
   const Weight& w = *job.weight;
   const Source planes(w, panel, 0, {});
   const int64_t steps = Source::steps(w.depth_padded);
   int32_t sums[MR * NV * kPanel];
   int32_t ones[NV * kPanel] = {};
-  begin_integers<T, NV>(job, panel, job.x.starts + row, MR, sums);
-  if (job.ones) begin_integers<T, NV>(job, panel, job.ones->starts, 1, ones);
+  begin_integers<T, Ops, NV>(job, panel, job.x.starts + row, MR, sums);
+  if (job.ones) begin_integers<T, Ops, NV>(job, panel, job.ones->starts, 1, ones);
   if (steps > 0) {  // a tile takes at least one
     multiply_part<T, MR>(planes, x.words, steps, sums);
     if (job.ones) multiply_part<T, 1>(planes, job.ones->words, steps, ones);
@@ -84,8 +87,8 @@ template <class T, class Operands>
 void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
                         int64_t row1, void* scratch) {
   using Ops = typename Operands::Ops;
-  if constexpr (straight(Operands::kBits)) {
-    if (job.x.rows <= straight_rows<T>(*job.weight)) {
+  if constexpr (straight<Ops>(Operands::kBits, GroupKind::constant)) {
+    if (takes_planes<T, Ops>(*job.weight, job.x.rows)) {
       return for_each_gemv_tile<T>(
           job.x, panel0, panel1, reads_one_stream<T>(*job.weight, job.x.rows),
           [&](auto m, auto nv, int64_t panel, int64_t row, TileRows x) {
@@ -105,7 +108,9 @@ template <class T>
 void integer_product(const IntegerProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
                      int64_t row1, void* scratch) {
   with_bits(job.weight->bits, [&](auto bits) {
-    using Operands = IntCodes<T, decltype(bits)::value>;
+    constexpr int top = (1 << decltype(bits)::value) - 1;
+    using Dot = typename T::template IntegerDotFor<top>;
+    using Operands = IntCodes<T, decltype(bits)::value, Dot>;
     integer_product_of<T, Operands>(job, panel0, panel1, row0, row1, scratch);
   });
 }

@@ -61,7 +61,8 @@ struct IntegerRowsJob {
   const Weight* weight;
   Matrix a;
   bool is_unsigned;
-  int zero;  // subtracted through `starts`: the weight's zero point in its unsigned codes
+  bool zeros_vary;  // among outputs: `starts` get -sum
+  int zero;  // else subtracted through `starts`: the weight's zero point in its unsigned codes
   PackedRows packed;
 };
 

@@ -12,16 +12,17 @@ namespace {
 template <class T>
 double peak(int64_t iterations) {
   using Dot = typename T::template DotFor<15>;
-  // Enough in flight for any latency (12 of VNNI's, 4 x 2 ymm), with registers to spare.
-  constexpr int chains = T::kRegisters > 16 ? 12 : 4;
-  uint8_t codes[kRowBytes];
-  for (int i = 0; i < kRowBytes; ++i) codes[i] = static_cast<uint8_t>(i & 15);
-  const int32_t word = 0x01010101;
+  // Half of the registers: enough in flight for any latency (16 of VNNI's, 4 x 2 ymm), with some
+  // to spare.
+  constexpr int chains = T::kRegisters * kRowBytes / 2 / static_cast<int>(sizeof(typename Dot::Acc));
+  uint8_t codes[kRowBytes * Dot::kQuads];
+  for (int i = 0; i < kRowBytes * Dot::kQuads; ++i) codes[i] = static_cast<uint8_t>(i & 15);
+  const int32_t words[] = {0x01010101, 0x01010101};
   auto w = Dot::load_w(codes);
-  const auto x = Dot::load_x(&word);
+  const auto x = Dot::template row<0, 1>(Dot::template load_column<1>(words));
   typename Dot::Acc acc[chains];
   unroll<chains>([&](auto i) NIBBLAS_INLINE_LAMBDA {
-    acc[i.value] = T::set1_i32(i.value);
+    acc[i.value] = Dot::empty();
   });
   for (int64_t i = 0; i < iterations; ++i) {
     unroll<chains>([&](auto n) NIBBLAS_INLINE_LAMBDA {
@@ -31,11 +32,11 @@ double peak(int64_t iterations) {
   }
   auto total = T::zero_i32();
   unroll<chains>([&](auto i) NIBBLAS_INLINE_LAMBDA {
-    total = T::add_i32(total, acc[i.value]);
+    total = T::add_i32(total, Dot::widen(acc[i.value]));
   });
   volatile int32_t sink = T::reduce_add_i32(total);  // the loop must not be optimized away
   static_cast<void>(sink);
-  return static_cast<double>(iterations) * chains * kRowBytes;
+  return static_cast<double>(iterations) * chains * sizeof codes;
 }
 
 template <class T, int Streams>

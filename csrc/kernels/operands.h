@@ -3,6 +3,7 @@
 #pragma once
 
 #include "kernels/code_reader.h"
+#include "simd/dot_defaults.h"
 
 namespace nibblas {
 namespace {
@@ -13,7 +14,9 @@ struct IntOps : Dot {
   static constexpr bool kFloat = false;
   using Sum = typename T::I32;
   using Zero = typename T::I32;
-  static Zero as_zeros(typename T::I32 zeros) { return zeros; }
+  static Zero as_zeros(typename T::I32 zeros) {  // of codes, to those of operands
+    return Dot::kBias ? T::sub_i32(zeros, T::set1_i32(Dot::kBias)) : zeros;
+  }
   static Sum first(int32_t start) { return T::set1_i32(start); }
   static Sum first(int32_t start, Zero zeros) { return T::mul_i32(T::set1_i32(start), zeros); }
   static Sum load_sum(const void* p) { return T::load_i32(p); }
@@ -25,29 +28,24 @@ struct IntOps : Dot {
 
 // compute="float32": p = fma(x, value, p) from 0, then acc = fma(p, s, acc).
 template <class T>
-struct FloatOps {
+struct FloatOps : DotDefaults<FloatOps<T>> {  // kSplits never: the order of additions is fixed
   static constexpr bool kFloat = true;
-  static constexpr bool kWideX = false;
   static constexpr int kQuadParts = 4;
-  static constexpr bool kNarrow = false;
-  static constexpr bool kSplits = false;  // the order of additions is fixed
-  static constexpr bool kPlaneIsOperand = false;
   using W = typename T::F32;
-  using X = typename T::F32;
   using Acc = typename T::F32;
   using Sum = typename T::F32;
   using Zero = typename T::F32;
   static Zero as_zeros(typename T::I32 zeros) { return T::to_f32(zeros); }
   static W load_w(const uint8_t* p) { return T::from_bits(T::load_i32(p)); }
   static void store_w(uint8_t* p, W w) { T::store_i32(p, T::bits(w)); }
-  static X load_x(const int32_t* p) {
-    float x;
-    memcpy(&x, p, sizeof x);
-    return T::set1(x);
-  }
+  template <int MR>
+  static NIBBLAS_INLINE auto load_column(const int32_t* p) { return T::template load_column<MR>(p); }
+  template <int m, int MR, class Column>
+  static NIBBLAS_INLINE auto row(const Column& column) { return T::template lane_of<m>(column); }
   static Sum first(int32_t) { return T::zero_f32(); }
   static Sum first(int32_t, Zero) { return T::zero_f32(); }
-  static Acc step(Acc p, W w, X x) { return T::fma(x, w, p); }
+  template <class X>
+  static NIBBLAS_INLINE Acc step(Acc p, W w, X x) { return T::fma(x, w, p); }
   static Sum load_sum(const void* p) { return T::from_bits(T::load_i32(p)); }
   static void store_sum(void* p, Sum c) { T::store_i32(p, T::bits(c)); }
   static typename T::F32 combine(Sum p, float, typename T::F32 s, typename T::F32 acc) {
@@ -56,15 +54,14 @@ struct FloatOps {
 };
 
 // Codes as they are. Small operands may take a way of their own: below 128 on AVX2.
-template <class T, int Bits>
+template <class T, int Bits, class Dot = typename T::template DotFor<(1 << Bits) - 1>>
 struct IntCodes {
-  using Dot = typename T::template DotFor<(1 << Bits) - 1>;
   using Ops = IntOps<T, Dot>;
   static constexpr int kBits = Bits;
   static constexpr bool kLookup = false;
   explicit IntCodes(const Weight&) {}
   template <int part>
-  NIBBLAS_INLINE typename Ops::W operand(typename T::I32 quad) const {
+  NIBBLAS_INLINE typename T::I32 operand(typename T::I32 quad) const {
     return Dot::template operand<part>(quad);
   }
 };
@@ -79,7 +76,7 @@ struct IntLookup {
   typename T::ByteTable table;
   explicit IntLookup(const Weight& w) : table(T::byte_table(w.operands)) {}
   template <int part>
-  NIBBLAS_INLINE typename Ops::W operand(typename T::I32 quad) const {
+  NIBBLAS_INLINE typename T::I32 operand(typename T::I32 quad) const {
     return Dot::template operand<part>(T::lookup(table, quad));
   }
 };
@@ -115,6 +112,20 @@ struct FloatLookup {
   }
 };
 
+// Operand `part` of the rows that a step has read.
+template <int part, class Reader, class Operands>
+NIBBLAS_INLINE typename Operands::Ops::W operand_of(const Operands& operands,
+                                                    const typename Reader::Rows& rows) {
+  using Ops = typename Operands::Ops;
+  if constexpr (Ops::kQuads == 2) {
+    return Ops::join(operands.template operand<0>(Reader::template quad<2 * part>(rows)),
+                     operands.template operand<0>(Reader::template quad<2 * part + 1>(rows)));
+  } else {
+    const auto quad = Reader::template quad<part / Ops::kQuadParts>(rows);
+    return operands.template operand<part % Ops::kQuadParts>(quad);
+  }
+}
+
 template <class Operands_>
 struct Use {
   using Operands = Operands_;
@@ -122,6 +133,13 @@ struct Use {
 
 // Integer operands up to here may take another way than larger ones: see DotFor.
 constexpr int kSmallOperand = 127;
+
+// What the operands of a weight are less than its codes, and so its zero point, too.
+template <class T>
+constexpr int operand_bias(const Weight& w) {
+  return w.top_operand <= kSmallOperand ? T::template DotFor<kSmallOperand>::kBias
+                                        : T::template DotFor<255>::kBias;
+}
 
 // f(Use<...>{}) with what a product with this weight multiplies.
 template <class T, class F>

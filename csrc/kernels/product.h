@@ -8,42 +8,63 @@
 namespace nibblas {
 namespace {
 
-// Codes that few rows multiply straight from the planes. Others are expanded first: there are many
-// kinds of them, and they are read from memory more slowly than they are expanded.
-constexpr bool straight(int bits) { return bits == 4 || bits == 8; }
+// What few rows may multiply straight from the planes. Other widths are expanded first, to keep the
+// code small: expanding them is faster than memory, but at one row what it takes comes on top. (A
+// step must fit narrow sums, and end with a group: q3_k has groups of 16 and 1-bit planes 32 deep.)
+template <class Ops>
+constexpr bool straight(int bits, GroupKind kind) {
+  if (bits == 4 || bits == 8) return true;
+  if (kind != GroupKind::two_level || bits == 3) return false;
+  if constexpr (Ops::kNarrow) {
+    return Ops::most_steps((1 << bits) - 1) * Ops::kQuads >= whole_quads(bits);
+  } else {
+    return true;
+  }
+}
 
-// x_words: words of packed x per 4 codes.
+// Whether few rows do so here: operands of a codebook may be too large for narrow sums.
 template <class T, class Ops>
-Tile choose_tile(const Weight& w, int64_t rows, int x_words) {
-  const bool few = straight(w.bits) && rows <= straight_rows<T>(w);
+bool takes_planes(const Weight& w, int64_t rows) {
+  if (!straight<Ops>(w.bits, group_kind<Ops>(w)) || rows > straight_rows<T>(w)) return false;
+  if constexpr (Ops::kNarrow) {
+    return Ops::most_steps(w.top_operand) * Ops::kQuads >= whole_quads(w.bits);
+  } else {
+    return true;
+  }
+}
+
+template <class T, class Ops>
+Tile choose_tile(const Weight& w, int64_t rows) {
+  const bool few = takes_planes<T, Ops>(w, rows);
   Tile tile;
-  tile.rows = few ? gemv_tile_rows<T>(rows) : T::kGemmRows;
+  tile.rows = few ? gemv_tile_rows<T>(rows) : kTileRows<T, Ops>;
   tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
   tile.depth = few ? 0 : depth_block<Ops>(w, rows);
-  tile.x_row_words = x_words;
+  tile.x_row_words = Ops::kQuadParts;
   tile.kernel = few ? "gemv" : "gemm";
   return tile;
 }
 
 template <class T>
 Tile int8_tile(const Weight& w, int64_t rows) {
-  using Small = typename T::template DotFor<kSmallOperand>;
-  using Large = typename T::template DotFor<255>;
-  const int words = w.top_operand <= kSmallOperand ? Small::kQuadParts : Large::kQuadParts;
-  return choose_tile<T, IntOps<T, Large>>(w, rows, words);
+  Tile tile;
+  with_int_operands<T>(w, [&](auto use) {
+    tile = choose_tile<T, typename decltype(use)::Operands::Ops>(w, rows);
+  });
+  return tile;
 }
 
 template <class T>
 Tile float_tile(const Weight& w, int64_t rows) {
-  return choose_tile<T, FloatOps<T>>(w, rows, FloatOps<T>::kQuadParts);
+  return choose_tile<T, FloatOps<T>>(w, rows);
 }
 
 template <class T, class Operands, GroupKind kGroups>
 void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
                 void* scratch) {
   using Ops = typename Operands::Ops;
-  if constexpr (straight(Operands::kBits)) {
-    if (job.x.rows <= straight_rows<T>(*job.weight)) {
+  if constexpr (straight<Ops>(Operands::kBits, kGroups)) {
+    if (takes_planes<T, Ops>(*job.weight, job.x.rows)) {
       return gemv<T, Operands, kGroups>(job, panel0, panel1, scratch);
     }
   }

@@ -119,6 +119,7 @@ void pack_quantized_rows(const RowsJob& job, int64_t row0, void* scratch) {
   const Weight& w = *job.weight;
   const PackedRows& out = job.packed;
   const int m = static_cast<int>(smaller(out.tile_rows, out.rows - row0));
+  const int zero = w.zero - operand_bias<T>(w);
   float* floats = static_cast<float*>(scratch);
   int8_t* codes = reinterpret_cast<int8_t*>(floats + w.depth_padded);
   const int64_t at = row0 * out.segments;
@@ -143,7 +144,7 @@ void pack_quantized_rows(const RowsJob& job, int64_t row0, void* scratch) {
         pair_sums<T>(w, row + k, m, out.starts + (at + s * m) * out.segment_starts + i);
         continue;
       }
-      out.starts[index] = w.zero_points ? negated_product(sum, 1) : negated_product(sum, w.zero);
+      out.starts[index] = w.zero_points ? negated_product(sum, 1) : negated_product(sum, zero);
       if (out.sums) out.sums[index] = a * static_cast<float>(sum);
     }
   }
@@ -177,6 +178,7 @@ void pack_integer_rows(const IntegerRowsJob& job, int64_t row0, void* scratch) {
   const Weight& w = *job.weight;
   const PackedRows& out = job.packed;
   const int m = static_cast<int>(smaller(out.tile_rows, out.rows - row0));
+  const int zero = job.zeros_vary ? 1 : job.zero - operand_bias<T>(w);
   int8_t* codes = static_cast<int8_t*>(scratch);
   for (int i = 0; i < m; ++i) {
     int8_t* row = codes + i * w.depth_padded;
@@ -188,7 +190,7 @@ void pack_integer_rows(const IntegerRowsJob& job, int64_t row0, void* scratch) {
       if (job.is_unsigned) row[k] = static_cast<int8_t>(row[k] ^ -128);
       sum += static_cast<uint32_t>(row[k]);
     }
-    out.starts[row0 + i] = negated_product(static_cast<int32_t>(sum), job.zero);
+    out.starts[row0 + i] = negated_product(static_cast<int32_t>(sum), zero);
   }
   interleave<T>(w, codes, m, out.words + row0 * out.row_words);
 }

@@ -21,9 +21,6 @@ GroupKind group_kind(const Weight& w) {
                        : has_mins(w) ? GroupKind::mins : GroupKind::constant;
 }
 
-// int16 accumulators hold the sums of this many steps; see NarrowDot.
-inline int64_t narrow_steps(const Weight& w) { return 32767 / (2 * 128 * w.top_operand); }
-
 // Pairs of groups of a super-block, whose sums of x and whose factors are summed two by two.
 inline int pairs_per_super(const Weight& w) {
   return w.group == kSuperBlock ? 1 : static_cast<int>(kSuperBlock / w.group / 2);
@@ -31,12 +28,13 @@ inline int pairs_per_super(const Weight& w) {
 
 // Two-level: the integers that the sums of x of groups g and g + 1 are multiplied with, as int16
 // in the low and high half of each lane: the mins, or what a zero point takes from the scales.
-template <class T>
+template <class T, class Ops>
 NIBBLAS_INLINE typename T::I32 offset_pair(const Weight& w, int64_t panel, int64_t g) {
   const auto factor = [&](int64_t group) {
     const int64_t index = panel * w.groups + group;
     if (w.super_mins) return sub_min<T>(w, index);
-    return T::mul_i32(T::set1_i32(-w.zero), sub_scale<T>(w, index));  // 128 * 128 in int16
+    // 128 * 128 in int16. (Codes with mins are small: they have no bias.)
+    return T::mul_i32(T::set1_i32(Ops::kBias - w.zero), sub_scale<T>(w, index));
   };
   const auto low = T::and_i32(factor(g), T::set1_i32(0xffff));
   if (w.group == kSuperBlock) return low;
@@ -51,6 +49,10 @@ struct Direct {
   const uint8_t* zeros;
   int64_t stride;  // from panel to panel
 };
+
+// Operands in memory.
+template <class Ops>
+constexpr int64_t kOperandBytes = kRowBytes * Ops::kQuads;
 
 // A block of panels, expanded: rows of operands side by side, and what groups are combined with.
 // (Straight from the planes only the latter is.)
@@ -80,6 +82,7 @@ struct GroupSource {
       });
     }
   }
+  void begin_super(int64_t) {}
   typename T::F32 scale(int n, int64_t g) const {
     return T::load(block.scales + (g * NV + n) * kPanel);
   }
@@ -94,24 +97,48 @@ struct GroupSource {
   }
 };
 
+// Two-level: what multiplies and offsets the groups of a super-block.
+template <class T>
+NIBBLAS_INLINE void prefetch_super(const Weight& w, int64_t panel, int64_t super) {
+  const int64_t at = panel * w.supers + super;
+  const int64_t bytes = kSuperBlock / w.group * kPanel;
+  for (int64_t i = 0; i < bytes; i += kRowBytes) {
+    T::prefetch(static_cast<const char*>(w.scales) + at * bytes + i);
+    if (w.mins) T::prefetch(static_cast<const char*>(w.mins) + at * bytes + i);
+  }
+  T::prefetch(static_cast<const char*>(w.super_scales) + at * kPanel * 2);
+  if (w.super_mins) T::prefetch(static_cast<const char*>(w.super_mins) + at * kPanel * 2);
+}
+constexpr int kSupersAhead = 2;  // measured: 1 and 4 are 2 and 4 % slower
+
 // Ahead of each of several streams, whose sum covers the latency of DRAM.
 constexpr int64_t kPrefetchBytes = 2048;
 
-// Codes straight from the planes: NV panels in flight.
+// Codes straight from the planes: NV panels in flight. Of two-level schemes what groups are combined
+// with comes straight from its planes, too, from the matrix's first group on.
 template <class T, class Operands_, GroupKind kGroups, int NV>
 struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   using Operands = Operands_;
   using Ops = typename Operands::Ops;
-  using Reader = CodeReader<T, Operands::kBits>;
+  using Reader = CodeReader<T, Operands::kBits, Ops::kQuads>;
   static constexpr int kPanels = NV;
-  static constexpr int kParts = Reader::kQuads * Ops::kQuadParts;
+  static constexpr int kParts = Reader::kQuads / Ops::kQuads * Ops::kQuadParts;
   static constexpr GroupKind kKind = kGroups;
 
   Operands operands;
   Reader reader;
+  int64_t panel;
 
-  PlaneSource(const Weight& w, int64_t panel, int64_t k, const Block& groups)
-      : GroupSource<T, Ops, kGroups, NV>(w, groups), operands(w), reader(w, panel, k) {}
+  PlaneSource(const Weight& w, int64_t first, int64_t k, const Block& groups)
+      : GroupSource<T, Ops, kGroups, NV>(w, groups), operands(w), reader(w, first, k),
+        panel(first) {}
+
+  // The small planes are too slow streams for the hardware's prefetchers.
+  NIBBLAS_INLINE void begin_super(int64_t s) const {
+    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+      prefetch_super<T>(this->weight, panel + n.value, s + kSupersAhead);
+    });
+  }
 
   void begin_group(int64_t g) {
     if constexpr (kGroups == GroupKind::zero_points) {
@@ -123,19 +150,32 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
       });
     }
   }
+  typename T::I32 factor(int n, int64_t g) const {
+    return Ops::as_factor(sub_scale<T>(this->weight, (panel + n) * this->weight.groups + g));
+  }
+  typename T::I32 pair(int n, int64_t p) const {
+    const int64_t per_pair = this->weight.group == kSuperBlock ? 1 : 2;
+    return offset_pair<T, Ops>(this->weight, panel + n, p * per_pair);
+  }
   typename T::F32 scale(int n, int64_t g) const {
+    if constexpr (kGroups == GroupKind::two_level) {
+      return super_scale<T>(this->weight, panel + n, g);
+    }
     const Direct& direct = this->block.direct;
     if (!direct.scales) return GroupSource<T, Ops, kGroups, NV>::scale(n, g);
     return T::load_f16(direct.scales + n * direct.stride + g * kPanel);
   }
   typename T::F32 min(int n, int64_t g) const {
+    if constexpr (kGroups == GroupKind::two_level) {
+      return super_min<T>(this->weight, panel + n, g);
+    }
     const Direct& direct = this->block.direct;
     if (!direct.mins) return GroupSource<T, Ops, kGroups, NV>::min(n, g);
     return T::load_f16(direct.mins + n * direct.stride + g * kPanel);
   }
 
   static int64_t steps(int64_t depth) { return depth / Reader::kStep; }
-  int64_t narrow_limit() const { return narrow_steps(this->weight) / kParts; }
+  int64_t most_steps() const { return Ops::most_steps(this->weight.top_operand) / kParts; }
   using Raw = typename Reader::Rows;
   NIBBLAS_INLINE Raw load(int n) const {
     // One stream is best left to the hardware's prefetchers; they follow few, up to a 4 KB page.
@@ -144,8 +184,7 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   }
   template <int part>
   NIBBLAS_INLINE typename Ops::W operand(int n, const Raw& raw) const {
-    const auto quad = Reader::template quad<part / Ops::kQuadParts>(raw);
-    const auto w = operands.template operand<part % Ops::kQuadParts>(quad);
+    const auto w = operand_of<part, Reader>(operands, raw);
     if constexpr (Ops::kFloat && kGroups == GroupKind::zero_points) {
       return T::sub(w, this->zeros[n]);
     } else {
@@ -165,13 +204,13 @@ struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
 
   BlockSource(const Weight& w, const Block& b) : GroupSource<T, Ops, kGroups, NV>(w, b) {}
 
-  static int64_t steps(int64_t depth) { return depth / 4 * Ops::kQuadParts; }
-  int64_t narrow_limit() const { return narrow_steps(this->weight); }
+  static int64_t steps(int64_t depth) { return depth / 4 * Ops::kQuadParts / Ops::kQuads; }
+  int64_t most_steps() const { return Ops::most_steps(this->weight.top_operand); }
   using Raw = typename Ops::W;
-  NIBBLAS_INLINE Raw load(int n) const { return Ops::load_w(this->block.rows + n * kRowBytes); }
+  NIBBLAS_INLINE Raw load(int n) const { return Ops::load_w(this->block.rows + n * kOperandBytes<Ops>); }
   template <int part>
   NIBBLAS_INLINE typename Ops::W operand(int, const Raw& raw) const { return raw; }
-  NIBBLAS_INLINE void next() { this->block.rows += NV * kRowBytes; }
+  NIBBLAS_INLINE void next() { this->block.rows += NV * kOperandBytes<Ops>; }
 };
 
 }  // namespace

@@ -46,8 +46,9 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
       unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
         operand[n.value] = w.template operand<part.value>(n.value, raw[n.value]);
       });
+      const auto column = Ops::template load_column<MR>(x + part.value * MR * Ops::kQuads);
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-        const auto xm = Ops::load_x(x + part.value * MR + m.value);
+        const auto xm = Ops::template row<m.value, MR>(column);
         unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
           if constexpr (split && part.value % 2) {
             odd[m.value][n.value] = Ops::step(odd[m.value][n.value], operand[n.value], xm);
@@ -63,7 +64,7 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
         NIBBLAS_MEMORY_BARRIER();  // or it would load all of x first
       }
     });
-    x += Source::kParts * MR;
+    x += Source::kParts * MR * Ops::kQuads;
     w.next();
   } while (--steps > 0);
   if constexpr (split) {
@@ -77,7 +78,7 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
 template <class T, int MR, class Source, class Add>
 NIBBLAS_INLINE void sum_narrow(Source& w, const int32_t*& x, int64_t steps, const Add& add) {
   using Ops = typename Source::Ops;
-  const int64_t limit = w.narrow_limit();
+  const int64_t limit = w.most_steps();
   const auto chunk = [&](int64_t count, bool first) NIBBLAS_INLINE_LAMBDA {
     typename Ops::Acc acc[MR][Source::kPanels];
     for_tile<MR, Source::kPanels>(
@@ -192,10 +193,26 @@ NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, 
   }
 }
 
-// What the sums of x add to a super-block: sums [MR][NV][16] of pair * start, in int32.
-template <class T, int MR, class Source>
+// int32 sums of a tile that are needed now and then: in registers, or in L1 where those are few.
+template <class T, int MR, int NV, bool kInRegisters>
+struct Sums {
+  typename T::I32 values[MR][NV];
+  typename T::I32 get(int m, int n) const { return values[m][n]; }
+  void set(int m, int n, typename T::I32 sum) { values[m][n] = sum; }
+};
+template <class T, int MR, int NV>
+struct Sums<T, MR, NV, false> {
+  int32_t values[MR * NV * kPanel];
+  typename T::I32 get(int m, int n) const { return T::load_i32(values + (m * NV + n) * kPanel); }
+  void set(int m, int n, typename T::I32 sum) {
+    T::store_i32(values + (m * NV + n) * kPanel, sum);
+  }
+};
+
+// What the sums of x add to a super-block: the sum of pair * start.
+template <class T, int MR, class Source, class Sums>
 NIBBLAS_INLINE void sum_offsets(const Source& w, const int32_t*& starts, int64_t first,
-                                int64_t pairs, int32_t* sums) {
+                                int64_t pairs, Sums& sums) {
   constexpr int NV = Source::kPanels;
   typename T::I32 offsets[MR][NV];
   for_tile<MR, NV>(
@@ -210,7 +227,7 @@ NIBBLAS_INLINE void sum_offsets(const Source& w, const int32_t*& starts, int64_t
     });
   }
   for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
-    T::store_i32(sums + (m.value * NV + n.value) * kPanel, offsets[m.value][n.value]);
+    sums.set(m.value, n.value, offsets[m.value][n.value]);
   });
 }
 
@@ -219,27 +236,27 @@ template <class T, int MR, class Source>
 NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers, float* acc) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
+  // Totals, offsets and a group's own sums, the NV operands and two more.
+  constexpr bool in_registers = 3 * MR * NV + NV + 2 <= T::kRegisters;
   const int64_t groups = kSuperBlock / w.weight.group;
   const int64_t pairs = pairs_per_super(w.weight);
   const int64_t steps = Source::steps(w.weight.group);
   const bool mins = w.weight.super_mins != nullptr;
-  int32_t totals[MR * NV * kPanel];
-  int32_t of_mins[MR * NV * kPanel];
   for (int64_t s = 0; s < supers; ++s) {
+    w.begin_super(s);
     // Zero points are a part of the totals; mins have a scale of their own.
-    sum_offsets<T, MR>(w, x.starts, s * pairs, pairs, mins ? of_mins : totals);
-    if (mins) {
-      for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
-        T::store_i32(totals + (m.value * NV + n.value) * kPanel, T::zero_i32());
-      });
-    }
+    Sums<T, MR, NV, in_registers> totals, offsets;
+    sum_offsets<T, MR>(w, x.starts, s * pairs, pairs, offsets);
+    for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
+      totals.set(m.value, n.value, mins ? T::zero_i32() : offsets.get(m.value, n.value));
+    });
     for (int64_t g = 0; g < groups; ++g) {
       const auto add = [&](auto& c, bool) NIBBLAS_INLINE_LAMBDA {
         unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
           const auto factor = w.factor(n.value, s * groups + g);
           unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-            int32_t* at = totals + (m.value * NV + n.value) * kPanel;
-            T::store_i32(at, Ops::add_product(T::load_i32(at), c[m.value][n.value], factor));
+            const auto total = totals.get(m.value, n.value);
+            totals.set(m.value, n.value, Ops::add_product(total, c[m.value][n.value], factor));
           });
         });
       };
@@ -252,19 +269,19 @@ NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers
         multiply_steps<T, MR>(w, x.words, steps, c);
         add(c, true);
       }
-      NIBBLAS_MEMORY_BARRIER();  // as in multiply_segments
+      if constexpr (!in_registers) NIBBLAS_MEMORY_BARRIER();  // as in multiply_segments
     }
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
       const auto scale = w.scale(n.value, s);
       unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-        const int at = (m.value * NV + n.value) * kPanel;
+        float* at = acc + (m.value * NV + n.value) * kPanel;
         const float a = x.scales[s * MR + m.value];
-        auto sum = Ops::combine(T::load_i32(totals + at), a, scale, T::load(acc + at));
+        auto sum = Ops::combine(totals.get(m.value, n.value), a, scale, T::load(at));
         if (mins) {
-          const auto u = T::mul(T::set1(a), T::to_f32(T::load_i32(of_mins + at)));
+          const auto u = T::mul(T::set1(a), T::to_f32(offsets.get(m.value, n.value)));
           sum = T::fma(u, w.min(n.value, s), sum);
         }
-        T::store(acc + at, sum);
+        T::store(at, sum);
       });
     });
     NIBBLAS_MEMORY_BARRIER();

@@ -33,15 +33,17 @@ std::vector<int32_t> row_zeros(const Array& a, const ZeroPoints& zero, int64_t r
 }
 
 // A row of ones, packed like any other: its product is the sums of b's columns.
-PackedRows pack_ones(const KernelTable& kernels, Tile tile, const Weight& w, int zero,
+PackedRows pack_ones(const KernelTable& kernels, Tile tile, const IntegerRowsJob& a,
                      Scratch& scratch, char* own) {
+  const Weight& w = *a.weight;
   tile.rows = 1;
   int8_t* ones = scratch.get<int8_t>(static_cast<size_t>(std::max<int64_t>(w.depth, 1)));
   std::fill(ones, ones + w.depth, int8_t{1});
   IntegerRowsJob job = {};
   job.weight = &w;
   job.a = {reinterpret_cast<char*>(ones), w.depth, 1, nullptr};
-  job.zero = zero;
+  job.zeros_vary = a.zeros_vary;
+  job.zero = a.zero;
   job.packed = allocate_rows(tile, w, Compute::int8, 1, scratch);
   kernels.pack_integer_rows(job, 0, own);
   return job.packed;
@@ -87,7 +89,7 @@ void matmul_integer(const Array& a, const Weight& w, int center, const ZeroPoint
     std::fill(codes, codes + w.panels * kPanel, uint8_t{0});
     for (size_t n = 0; n < bz.size(); ++n) codes[n] = static_cast<uint8_t>(bz[n] + center);
     job.b_zero = codes;
-    pack.zero = 1;  // starts hold -sum
+    pack.zeros_vary = true;
   } else {
     pack.zero = (bz.empty() ? 0 : bz[0]) + center;
   }
@@ -103,7 +105,7 @@ void matmul_integer(const Array& a, const Weight& w, int center, const ZeroPoint
   const auto own = [&](int thread) { return memory + thread_bytes * static_cast<size_t>(thread); };
   PackedRows ones;
   if (!zeros.empty()) {
-    ones = pack_ones(kernels, tile, w, pack.zero, scratch, own(0));
+    ones = pack_ones(kernels, tile, pack, scratch, own(0));
     job.ones = &ones;
   }
 

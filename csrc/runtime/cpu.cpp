@@ -21,6 +21,7 @@
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
 #elif defined(_WIN32) && defined(_M_ARM64)
+#define NOMINMAX
 #include <windows.h>
 #endif
 

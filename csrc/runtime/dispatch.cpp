@@ -19,6 +19,10 @@ constexpr uint64_t kAvx512Needs = kAvx2Needs | feature::kAvx512F | feature::kAvx
                                   feature::kAvx512Vl | feature::kAvx512Dq;
 constexpr uint64_t kAvx512VnniNeeds = kAvx512Needs | feature::kAvx512Vnni;
 #endif
+#if NIBBLAS_ARM
+constexpr uint64_t kDotprodNeeds = feature::kNeon | feature::kDotprod;
+constexpr uint64_t kI8mmNeeds = kDotprodNeeds | feature::kI8mm;
+#endif
 
 // Best first: avxvnni multiplies 4-bit codes as fast as avx512 does and 8-bit codes twice as fast.
 // Targets that differ in integer dot products alone share all other tables. "scalar" is last and
@@ -33,6 +37,14 @@ constexpr TargetInfo kTargets[] = {
      &kAvx512Floats, &kAvx512Conversions},
     {"avx2", "256-bit vectors, int8 dot products through int16", kAvx2Needs, &kAvx2Kernels,
      &kAvx2Floats, &kAvx2Conversions},
+#endif
+#if NIBBLAS_ARM
+    {"neon_i8mm", "128-bit vectors, four-way dot products of codes as they are", kI8mmNeeds,
+     &kNeonI8mmKernels, &kNeonFloats, &kNeonConversions},
+    {"neon_dotprod", "128-bit vectors, four-way int8 dot products", kDotprodNeeds,
+     &kNeonDotprodKernels, &kNeonFloats, &kNeonConversions},
+    {"neon", "128-bit vectors, int8 dot products through int16", feature::kNeon, &kNeonKernels,
+     &kNeonFloats, &kNeonConversions},
 #endif
     {"scalar", "plain C++, the reference for every other target", 0, &kScalarKernels,
      &kScalarFloats, &kScalarConversions},

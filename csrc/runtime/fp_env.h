@@ -30,6 +30,11 @@ class FpEnvironment {
   FpEnvironment(const FpEnvironment&) = delete;
   FpEnvironment& operator=(const FpEnvironment&) = delete;
 
+  // Inside one: sets it anew, after a call of something that may have changed it.
+  static void enter() {
+    if ((read() & ~kStickyFlags) != kContract) write(kContract);
+  }
+
  private:
   static constexpr unsigned kContract = 0x1F80;  // MXCSR: nearest, all six exceptions masked
   static constexpr unsigned kStickyFlags = 0x3F;
@@ -61,6 +66,10 @@ class FpEnvironment {
   }
   FpEnvironment(const FpEnvironment&) = delete;
   FpEnvironment& operator=(const FpEnvironment&) = delete;
+
+  static void enter() {
+    if (read() != kContract) write(kContract);
+  }
 
  private:
   static constexpr unsigned long long kContract = 0;  // FPCR; its sticky flags live in FPSR
@@ -98,6 +107,8 @@ class FpEnvironment {
   ~FpEnvironment() { std::fesetenv(&saved_); }
   FpEnvironment(const FpEnvironment&) = delete;
   FpEnvironment& operator=(const FpEnvironment&) = delete;
+
+  static void enter() { std::fesetenv(FE_DFL_ENV); }
 
  private:
   std::fenv_t saved_;

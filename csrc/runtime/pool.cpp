@@ -26,6 +26,7 @@
 
 #include "runtime/cpu_limits.h"
 #include "runtime/fp_env.h"
+#include "runtime/interrupt.h"
 #include "runtime/thread.h"
 #include "runtime/wait.h"
 
@@ -92,8 +93,9 @@ struct alignas(kNoSharing) Worker {
 };
 
 // Set on workers, and on a caller while it works: an inner parallel_for stays on its thread.
-thread_local bool t_inside = false;
+thread_local bool t_inside NIBBLAS_THERE_AT_START = false;
 
+// A worker's share.
 void work(Job& job, int thread) noexcept {
   for (;;) {
     const int64_t task = job.next_task.fetch_add(1, std::memory_order_relaxed);
@@ -102,13 +104,30 @@ void work(Job& job, int thread) noexcept {
   }
 }
 
-void run_alone(int64_t tasks, TaskFn fn, void* context) noexcept {
-  for (int64_t task = 0; task < tasks; ++task) fn(context, task, 0);
+// The caller's share, which it may give up, and with it the tasks that no worker has begun.
+void work_as_caller(Job& job, TaskBreaks& breaks) noexcept {
+  int64_t done = 0;
+  for (;;) {
+    const int64_t task = job.next_task.fetch_add(1, std::memory_order_relaxed);
+    if (task >= job.tasks) return;
+    job.fn(job.context, task, 0);
+    if (++done < breaks.tasks_per_look() || job.exhausted()) continue;
+    if (breaks.look()) job.next_task.store(job.tasks, std::memory_order_relaxed);
+    done = 0;
+  }
+}
+
+void run_alone(int64_t tasks, TaskFn fn, void* context, TaskBreaks& breaks) noexcept {
+  for (int64_t task = 0; task < tasks;) {
+    const int64_t stop = task + std::min(breaks.tasks_per_look(), tasks - task);
+    for (; task < stop; ++task) fn(context, task, 0);
+    if (task < tasks && breaks.look()) return;
+  }
 }
 
 class Pool {
  public:
-  void run(Job& job, int helpers);
+  void run(Job& job, int helpers, TaskBreaks& breaks);
 
  private:
   // The caller's side.
@@ -144,7 +163,7 @@ class Pool {
 
 // --- The caller ---
 
-void Pool::run(Job& job, int helpers) {
+void Pool::run(Job& job, int helpers, TaskBreaks& breaks) {
   const auto wanted = static_cast<uint32_t>(helpers);
   if (size_.load(std::memory_order_relaxed) < helpers) grow(helpers);
   job.spin = helpers < cpus_;
@@ -153,7 +172,7 @@ void Pool::run(Job& job, int helpers) {
   const uint32_t offered = offer(job, wanted);
   if (offered < wanted) post(job, wanted - offered);
   t_inside = true;
-  work(job, 0);
+  work_as_caller(job, breaks);
   t_inside = false;
   await_helpers(job, withdraw(job));
 }
@@ -336,18 +355,20 @@ Pool* pool() noexcept {
 }  // namespace
 
 void parallel_for(int64_t tasks, int threads, TaskFn fn, void* context) noexcept {
+  TaskBreaks breaks;
+  if (breaks.interrupted()) return;
   const FpEnvironment environment;
   const int64_t useful = std::min<int64_t>({tasks, threads, kMaxThreads});
   Pool* workers = useful > 1 && !t_inside ? pool() : nullptr;
   if (workers == nullptr) {
-    run_alone(tasks, fn, context);
+    run_alone(tasks, fn, context, breaks);
     return;
   }
   Job job;
   job.fn = fn;
   job.context = context;
   job.tasks = tasks;
-  workers->run(job, static_cast<int>(useful) - 1);
+  workers->run(job, static_cast<int>(useful) - 1, breaks);
 }
 
 }  // namespace nibblas

@@ -19,6 +19,9 @@ using TaskFn = void (*)(void* context, int64_t task, int thread);
 // run in the floating-point environment of the contract (fp_env.h), also where there is but one
 // thread or one task, which never leaves the caller.
 //
+// Inside an Interruptible (interrupt.h) that has been interrupted, tasks may be left out: let them
+// be well below a tenth of a second each.
+//
 // Tasks must not throw (std::terminate) and must not touch Python. Any number of threads may call
 // at once. A task may call parallel_for: the inner one runs on that task's thread alone.
 void parallel_for(int64_t tasks, int threads, TaskFn fn, void* context) noexcept;

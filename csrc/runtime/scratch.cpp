@@ -6,6 +6,8 @@
 #include <cstdlib>
 #include <utility>
 
+#include "runtime/thread.h"
+
 #if defined(_WIN32)
 #include <malloc.h>
 #elif defined(__linux__)
@@ -76,24 +78,29 @@ void free_blocks(Block* block) noexcept {
 }
 
 // The block at rest. A Scratch takes it out while it lives: an inner one finds nothing here.
-struct Cache {
-  Block* block = nullptr;
-  ~Cache() { free_blocks(std::exchange(block, nullptr)); }
-};
-thread_local Cache t_cache;
+thread_local Block* t_kept NIBBLAS_THERE_AT_START = nullptr;
+
+// Whether somebody will free that block at the thread's end.
+thread_local bool t_will_be_freed NIBBLAS_THERE_AT_START = false;
+
+void free_kept() {
+  t_will_be_freed = false;  // until other ends of the same thread compute something
+  free_blocks(std::exchange(t_kept, nullptr));
+}
+
+bool may_keep() { return t_will_be_freed || (t_will_be_freed = at_thread_end(free_kept)); }
 
 }  // namespace
 
-Scratch::Scratch() noexcept : newest_(std::exchange(t_cache.block, nullptr)) {}
+Scratch::Scratch() noexcept : newest_(std::exchange(t_kept, nullptr)) {}
 
 Scratch::~Scratch() {
   if (newest_ == nullptr) return;
   // The newest is also the largest: it was made to hold all that came before it.
   free_blocks(std::exchange(newest_->older, nullptr));
-  Block*& kept = t_cache.block;
-  const bool keep =
-      newest_->capacity <= kMostKept && (kept == nullptr || kept->capacity < newest_->capacity);
-  if (keep) std::swap(kept, newest_);
+  const bool keep = newest_->capacity <= kMostKept &&
+                    (t_kept == nullptr || t_kept->capacity < newest_->capacity) && may_keep();
+  if (keep) std::swap(t_kept, newest_);
   free_blocks(newest_);
 }
 

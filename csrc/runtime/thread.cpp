@@ -30,6 +30,18 @@ bool start_thread(void (*run)(void*), void* argument) {
 
 bool at_fork_in_child(void (*)()) { return true; }  // Windows does not fork
 
+bool at_thread_end(void (*handler)()) {
+  struct End {
+    void (*handler)() = nullptr;
+    ~End() {
+      if (handler != nullptr) handler();
+    }
+  };
+  thread_local End end;
+  end.handler = handler;
+  return true;
+}
+
 #else
 
 namespace {
@@ -73,6 +85,19 @@ bool start_thread(void (*run)(void*), void* argument) {
 
 bool at_fork_in_child(void (*handler)()) {
   return ::pthread_atfork(nullptr, nullptr, handler) == 0;
+}
+
+bool at_thread_end(void (*handler)()) {
+  struct Key {
+    pthread_key_t key;
+    bool is_valid;
+    explicit Key(void (*destructor)(void*))
+        : is_valid(::pthread_key_create(&key, destructor) == 0) {}
+  };
+  static void (*const call)() = handler;
+  static const Key end([](void*) { call(); });
+  // Any value but null has the handler called.
+  return end.is_valid && ::pthread_setspecific(end.key, &end) == 0;
 }
 
 #endif

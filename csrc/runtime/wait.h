@@ -14,9 +14,9 @@ namespace nibblas {
 
 // Tells the core that this is a spin loop: it leaves resources to the other hyperthread.
 inline void spin_pause() {
-#if defined(_M_X64)
+#if defined(_MSC_VER) && defined(_M_X64)
   _mm_pause();
-#elif defined(_M_ARM64)
+#elif defined(_MSC_VER) && defined(_M_ARM64)
   __isb(_ARM64_BARRIER_SY);
 #elif defined(__x86_64__)
   __builtin_ia32_pause();

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "simd/dot_defaults.h"
 #include "simd/transpose_words.h"
 #include "simd/unroll.h"
 
@@ -259,6 +260,13 @@ struct Avx2 {
     return {lookup8(t, codes.lo), lookup8(t, codes.hi)};
   }
 
+  template <int MR>
+  static NIBBLAS_INLINE const int32_t* load_column(const int32_t* p) { return p; }
+  template <int m>
+  static NIBBLAS_INLINE F32 lane_of(const int32_t* column) {
+    return from_bits(set1_i32(column[m]));
+  }
+
   static I32 dot_i16(I32 acc, I32 a, I32 b) {
     return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, b.lo)),
             _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, b.hi))};
@@ -267,15 +275,12 @@ struct Avx2 {
   // Operands of at most 127: vpmaddubsw pair sums stay in int16 for 32767 / (2 * top * 128) steps,
   // with 4 bits 8 (8 * 2 * 15 * 128 = 30,720), with 7 bits 1 (2 * 127 * 128 = 32,512); then
   // vpmaddwd widens them, and multiplies them with a factor by the way.
-  struct NarrowDot {
+  struct NarrowDot : DotDefaults<NarrowDot> {
     using W = I32;
     using X = __m256i;
     using Acc = I32;
-    static constexpr int kQuadParts = 1;
-    static constexpr bool kWideX = false;
     static constexpr bool kNarrow = true;
-    static constexpr bool kSplits = false;
-    static constexpr bool kPlaneIsOperand = false;
+    static constexpr int64_t most_steps(int top) { return 32767 / (2 * 128 * top); }
     template <int part>
     static W operand(I32 quad) { return quad; }
     static W load_w(const uint8_t* p) { return load_i32(p); }
@@ -297,15 +302,12 @@ struct Avx2 {
   };
 
   // Larger ones, widened to int16: k0 and k2 of each output, then k1 and k3; the x words likewise.
-  struct WideDot {
+  struct WideDot : DotDefaults<WideDot> {
     using W = I32;
     using X = __m256i;
     using Acc = I32;
     static constexpr int kQuadParts = 2;
     static constexpr bool kWideX = true;
-    static constexpr bool kNarrow = false;
-    static constexpr bool kSplits = false;
-    static constexpr bool kPlaneIsOperand = false;
     template <int part>
     static W operand(I32 quad) {
       if constexpr (part > 0) return {_mm256_srli_epi16(quad.lo, 8), _mm256_srli_epi16(quad.hi, 8)};
@@ -314,7 +316,9 @@ struct Avx2 {
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm256_set1_epi32(*p); }
+    static Acc empty() { return zero_i32(); }
     static Acc step(Acc acc, W w, X x) { return dot_i16(acc, w, {x, x}); }
+    static I32 widen(Acc acc) { return acc; }
     static I32 as_factor(I32 factor) { return factor; }
     static I32 add_product(I32 total, Acc acc, I32 factor) {
       return add_i32(total, mul_i32(acc, factor));
@@ -323,6 +327,8 @@ struct Avx2 {
 
   template <int top>
   using DotFor = typename Choose<(top < 128), NarrowDot, WideDot>::type;
+  template <int top>
+  using IntegerDotFor = DotFor<top>;  // where x may be -128
 };
 
 }  // namespace

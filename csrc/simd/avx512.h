@@ -13,6 +13,7 @@
 
 #include <cstdint>
 
+#include "simd/dot_defaults.h"
 #include "simd/transpose_words.h"
 #include "simd/unroll.h"
 
@@ -164,20 +165,24 @@ struct Avx512 {
   static I32 lookup(ByteTable t, I32 quad) { return _mm512_shuffle_epi8(t, quad); }
   static F32 lookup_f32(FloatTable t, I32 codes) { return _mm512_permutexvar_ps(codes, t); }
 
+  template <int MR>
+  static NIBBLAS_INLINE const int32_t* load_column(const int32_t* p) { return p; }
+  template <int m>
+  static NIBBLAS_INLINE F32 lane_of(const int32_t* column) {
+    return from_bits(set1_i32(column[m]));
+  }
+
   static I32 dot_i16(I32 acc, I32 a, I32 b) {
     return _mm512_add_epi32(acc, _mm512_madd_epi16(a, b));
   }
 
   // Operands of at most 127: see avx2.h for why int16 holds the sums, and for how many steps.
-  struct NarrowDot {
+  struct NarrowDot : DotDefaults<NarrowDot> {
     using W = I32;
     using X = I32;
     using Acc = I32;
-    static constexpr int kQuadParts = 1;
-    static constexpr bool kWideX = false;
     static constexpr bool kNarrow = true;
-    static constexpr bool kSplits = false;
-    static constexpr bool kPlaneIsOperand = false;
+    static constexpr int64_t most_steps(int top) { return 32767 / (2 * 128 * top); }
     template <int part>
     static W operand(I32 quad) { return quad; }
     static W load_w(const uint8_t* p) { return load_i32(p); }
@@ -195,15 +200,12 @@ struct Avx512 {
   };
 
   // Larger ones, widened to int16: k0 and k2 of each output, then k1 and k3; the x words likewise.
-  struct WideDot {
+  struct WideDot : DotDefaults<WideDot> {
     using W = I32;
     using X = I32;
     using Acc = I32;
     static constexpr int kQuadParts = 2;
     static constexpr bool kWideX = true;
-    static constexpr bool kNarrow = false;
-    static constexpr bool kSplits = false;
-    static constexpr bool kPlaneIsOperand = false;
     template <int part>
     static W operand(I32 quad) {
       if constexpr (part > 0) return _mm512_srli_epi16(quad, 8);
@@ -212,7 +214,9 @@ struct Avx512 {
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm512_set1_epi32(*p); }
+    static Acc empty() { return zero_i32(); }
     static Acc step(Acc acc, W w, X x) { return dot_i16(acc, w, x); }
+    static I32 widen(Acc acc) { return acc; }
     static I32 as_factor(I32 factor) { return factor; }
     static I32 add_product(I32 total, Acc acc, I32 factor) {
       return add_i32(total, mul_i32(acc, factor));
@@ -221,6 +225,8 @@ struct Avx512 {
 
   template <int top>
   using DotFor = typename Choose<(top < 128), NarrowDot, WideDot>::type;
+  template <int top>
+  using IntegerDotFor = DotFor<top>;  // where x may be -128
 };
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "simd/dot_defaults.h"
 #include "simd/unroll.h"
 
 namespace nibblas {
@@ -209,6 +210,8 @@ struct Scalar {
   static void hide(I32& a) {
 #if defined(__GNUC__)
     __asm__ volatile("" : "+m"(a));
+#else
+    static_cast<void>(a);
 #endif
   }
 
@@ -263,6 +266,15 @@ struct Scalar {
     return map_f32([&](int i) { return t.v[codes.v[i] & 15]; });
   }
 
+  // The words of x that the MR rows of a tile multiply a step with; for floats that of row m is
+  // what `fma` takes first.
+  template <int MR>
+  static NIBBLAS_INLINE const int32_t* load_column(const int32_t* p) { return p; }
+  template <int m>
+  static NIBBLAS_INLINE F32 lane_of(const int32_t* column) {
+    return from_bits(set1_i32(column[m]));
+  }
+
   // acc + both products of the int16 halves of a and b.
   static I32 dot_i16(I32 acc, I32 a, I32 b) {
     const auto low = [](int32_t x) { return int32_t{static_cast<int16_t>(x & 0xffff)}; };
@@ -273,20 +285,18 @@ struct Scalar {
 
   // Unsigned weight operands times signed activation codes, four consecutive k a step. The lanes
   // are taken byte by byte, so that any byte order of the CPU gives the same.
-  struct U8Dot {
+  struct U8Dot : DotDefaults<U8Dot> {
     using W = I32;
     using X = int32_t;
     using Acc = I32;
-    static constexpr int kQuadParts = 1;  // operands that a quad of codes gives
-    static constexpr bool kWideX = false;  // whether x words hold two int16 instead of four int8
-    static constexpr bool kNarrow = false;  // whether Acc is narrower than the sum
-    static constexpr bool kSplits = false;
-    static constexpr bool kPlaneIsOperand = true;  // a row of 8-bit codes as it stands
+    static constexpr bool kPlaneIsOperand = true;
     template <int part>
     static W operand(I32 quad) { return quad; }
     static W load_w(const uint8_t* p) { return load_i32(p); }
     static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return *p; }
+    static Acc empty() { return zero_i32(); }
+    static I32 widen(Acc acc) { return acc; }
     static int32_t signed_byte(int32_t word, int i) {
       return static_cast<int8_t>(u(word) >> 8 * i & 0xff);
     }
@@ -311,6 +321,8 @@ struct Scalar {
   // What multiplies operands of 0 .. top.
   template <int top>
   using DotFor = U8Dot;
+  template <int top>
+  using IntegerDotFor = DotFor<top>;  // where x may be -128
 };
 
 }  // namespace

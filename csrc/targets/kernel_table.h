@@ -83,5 +83,12 @@ extern const FloatTable kAvx512Floats;
 extern const ConversionTable kAvx512Conversions;
 extern const KernelTable kAvx512VnniKernels;
 #endif
+#if NIBBLAS_ARM
+extern const KernelTable kNeonKernels;
+extern const KernelTable kNeonDotprodKernels;
+extern const KernelTable kNeonI8mmKernels;
+extern const FloatTable kNeonFloats;
+extern const ConversionTable kNeonConversions;
+#endif
 
 }  // namespace nibblas

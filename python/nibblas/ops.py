@@ -65,6 +65,10 @@ def linear(
     -----
     The arithmetic is written down, operation by operation, in `nibblas.numerics`.
 
+    In the main thread a signal's handler (Ctrl-C's, say) runs during a long call, about a tenth of
+    a second after the signal. If it raises, the call ends with that exception, and `out` holds
+    values that mean nothing. So it is with all functions of this package.
+
     Examples
     --------
     >>> w = nibblas.quantize(np.eye(16, 64, dtype=np.float32), "int8")

@@ -13,7 +13,6 @@ allocated stays in proportion to it.
 from __future__ import annotations
 
 import math
-import mmap
 import os
 import struct
 from typing import Any, NamedTuple
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nibblas._arrays import Array
-from nibblas.io.safetensors import release_pages
+from nibblas.io._mapping import map_file, release_pages
 
 VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
@@ -117,7 +116,7 @@ class GgufReader:
             self._size = os.fstat(file.fileno()).st_size
             if self._size < 24:
                 raise self.error(f"expected at least 24 bytes, got {self._size}")
-            self._map = mmap.mmap(file.fileno(), self._size, access=mmap.ACCESS_READ)
+            self._map = map_file(file, self._size)
         self._at = 0
         self.version = self._read_version()
         tensors, keys = self._number("Q", "tensor_count"), self._number("Q", "metadata_kv_count")

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from nibblas._arrays import Array, bfloat16
-from nibblas.io.safetensors import TensorSpec, release_pages, spec_of
+from nibblas.io._mapping import map_file, release_pages
+from nibblas.io.safetensors import TensorSpec, spec_of
 
 # Numbers of fields in onnx.proto.
 GRAPH_OF_MODEL = 7
@@ -115,7 +116,7 @@ class OnnxReader:
                 size = os.fstat(file.fileno()).st_size
                 if not size:
                     return np.empty(0, np.uint8)
-                self._maps[path] = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+                self._maps[path] = map_file(file, size)
         return np.frombuffer(self._maps[path], np.uint8)
 
     def _read_initializers(

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple, TypeGuard
 import numpy as np
 
 from nibblas._arrays import ALIGNMENT, Array, aligned_copy
+from nibblas.io._mapping import map_file, release_pages
 
 PADDING = "__padding__"
 """What the names of the writer's padding tensors begin with."""
@@ -98,7 +98,7 @@ class SafetensorsFile:
             if length > min(size - 8, MAX_HEADER):
                 raise self.error(f"header length {length}, in a file of {size} bytes")
             header = file.read(length)
-            self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+            self._map = map_file(file, size)
         self._bytes = np.frombuffer(self._map, np.uint8)[8 + length :]
         self.metadata, self.tensors = self._parse(header)
         self._check_offsets()
@@ -198,12 +198,6 @@ class SafetensorsFile:
             last = tensor.end
         if last != size:
             raise self.error(f"{size - last} bytes of data belong to no tensor")
-
-
-def release_pages(mapped: mmap.mmap) -> None:
-    """Give up the pages of a read-only mapping, which count as the process's memory."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def _sizes(value: Any) -> TypeGuard[list[int]]:

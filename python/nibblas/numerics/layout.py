@@ -323,7 +323,8 @@ def to_float32(values: np.ndarray, name: str = "x") -> np.ndarray:
     if values.dtype == np.float32:
         return values
     if values.dtype == np.float16:
-        return values.astype(np.float32)
+        with np.errstate(invalid="ignore"):  # signalling NaN: some CPUs report them here
+            return values.astype(np.float32)
     if values.dtype.name == "bfloat16":
         return bfloat16_to_float32(np.ascontiguousarray(values).view(np.uint16))
     raise TypeError(

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// What most ways of multiplying have in common; a target's Dot inherits it and says what differs.
+#pragma once
+
+#include <cstdint>
+
+#include "simd/unroll.h"
+
+namespace nibblas {
+namespace {
+
+template <class Dot>
+struct DotDefaults {
+  static constexpr int kQuads = 1;      // quads of codes that make an operand: 1, or 2 by `join`
+  static constexpr int kQuadParts = 1;  // operands that a quad of codes gives
+  static constexpr int kBias = 0;       // operands are less than the codes by this much
+  static constexpr int kMostRows = 64;  // of a tile, where registers hold fewer than the target's
+  static constexpr bool kWideX = false;  // whether x words hold two int16 instead of four int8
+  // Whether Acc is another type than the sum, from `empty` on to `widen`, after most_steps(greatest
+  // operand) steps at most.
+  static constexpr bool kNarrow = false;
+  static constexpr bool kSplits = false;  // whether small tiles have too few sums: multiply_steps
+  static constexpr bool kPlaneIsOperand = false;  // a row of 8-bit codes as it stands
+
+  // The words of x that the MR rows of a tile multiply an operand with, and that of row m.
+  template <int MR>
+  static NIBBLAS_INLINE const int32_t* load_column(const int32_t* p) { return p; }
+  template <int m, int MR>
+  static NIBBLAS_INLINE auto row(const int32_t* column) { return Dot::load_x(column + m); }
+};
+
+}  // namespace
+}  // namespace nibblas

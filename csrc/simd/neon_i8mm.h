@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+// Armv8.2 with the int8 matrix instructions: usdot adds four products of unsigned and signed bytes
+// to an int32 lane, so that codes are operands as they stand.
+#pragma once
+
+#include "simd/neon_registers.h"
+
+namespace nibblas {
+namespace {
+
+struct NeonI8mm : NeonRegisters {
+  static constexpr const char* kName = "neon_i8mm";
+
+  struct MixedDot : DotDefaults<MixedDot> {
+    using W = I32;
+    using Acc = I32;
+    static constexpr bool kSplits = true;
+    static constexpr bool kPlaneIsOperand = true;
+    template <int part>
+    static W operand(I32 quad) { return quad; }
+    static W load_w(const uint8_t* p) { return load_i32(p); }
+    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
+    template <int MR>
+    static Column<MR> load_column(const int32_t* p) { return NeonRegisters::load_column<MR>(p); }
+    template <int m, int MR>
+    static Lane<m % 4> row(const Column<MR>& column) { return lane_of<m>(column); }
+    static Acc empty() { return zero_i32(); }
+    template <int lane>
+    static Acc step(Acc acc, W w, Lane<lane> x) {
+      const int8x16_t words = vreinterpretq_s8_s32(x.words);
+      return map<I32>(acc, w, [words](int32x4_t sum, int32x4_t v) {
+        return vusdotq_laneq_s32(sum, vreinterpretq_u8_s32(v), words, lane);
+      });
+    }
+    static I32 widen(Acc acc) { return acc; }
+    static I32 as_factor(I32 factor) { return factor; }
+    static I32 add_product(I32 total, Acc acc, I32 factor) {
+      return mul_add_i32(acc, factor, total);
+    }
+  };
+
+  template <int top>
+  using DotFor = MixedDot;
+  template <int top>
+  using IntegerDotFor = MixedDot;
+};
+
+}  // namespace
+}  // namespace nibblas
