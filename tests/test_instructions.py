@@ -120,6 +120,8 @@ def test_flags_of_a_higher_target_are_found(target, tmp_path):
         ("fcvt\ts0, h1", "base"),
         ("ldr\th0, [x1]", "base"),
         ("ldaxr\tw0, [x1]", "base"),
+        ("bfxil\tw0, w1, #0, #8", "base"),
+        ("bfdot\tv0.4s, v1.8h, v2.8h", "bf16"),
         ("stp\tx29, x30, [sp, #-16]!", "base"),
         ("fmla\tv0.4s, v1.4s, v2.s[0]", "base"),
         ("sdot\tv0.4s, v1.16b, v2.4b[0]", "dotprod"),
