@@ -96,10 +96,6 @@ ARM_CLASSES = (
 )
 
 
-# GCC's own atomics ask the CPU which way they take.
-ARM_CHECKED = re.compile(r"[0-9a-f]+ <__aarch64_(cas|swp|ldadd|ldclr|ldeor|ldset)\d+_\w+>:")
-
-
 def arm_class(text: str) -> str:
     return next((kind for kind, pattern in ARM_CLASSES if re.fullmatch(pattern, text)), "base")
 
@@ -107,18 +103,19 @@ def arm_class(text: str) -> str:
 def instructions(path: Path, arch: str, objdump: str = "objdump") -> Counter[tuple[str, str]]:
     """How often a file holds each (class, name) above the base of the architecture."""
     found: Counter[tuple[str, str]] = Counter()
-    checked = False
+    before = ""
     for line in run(objdump, "-d", "-w", path).splitlines():
-        if line.endswith(">:"):
-            checked = arch == "aarch64" and bool(ARM_CHECKED.fullmatch(line))
         parts = line.split("\t")
-        if len(parts) < 3 or checked:
+        if len(parts) < 3:
             continue
         text = "\t".join(parts[2:]).split(" <")[0].split("//")[0].strip()
         if arch == "x86_64":
             kind = x86_class(parts[1].split(), text)
         else:
             kind = arm_class(text)
+            if kind == "lse" and before.startswith("cbz\tw16,"):
+                kind = "base"  # in libgcc's atomics, which ask the CPU first
+            before = text
         found[kind, re.sub(r"^\{\w+\} ", "", text).split()[0] if text else ""] += 1
     return found
 
