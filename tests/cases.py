@@ -29,7 +29,19 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16)
 COMPUTES = ("int8", "float32")
 ACTIVATIONS = (None, *numerics.ACTIVATIONS)
-TARGETS = tuple(nibblas.available_targets())
+
+
+def _targets_to_test() -> tuple[str, ...]:
+    """Those this CPU runs; of them only the ones that NIBBLAS_TEST_TARGETS lists, if it is set."""
+    available = nibblas.available_targets()
+    wanted = os.environ.get("NIBBLAS_TEST_TARGETS", ",".join(available)).split(",")
+    chosen = tuple(name for name in available if name in wanted)
+    if not chosen:
+        raise ValueError(f"NIBBLAS_TEST_TARGETS names none of {', '.join(available)}")
+    return chosen
+
+
+TARGETS = _targets_to_test()
 
 # All that the kernels tell apart: groups inside a block of codes that is expanded at once (256 or
 # 1024), longer ones, and rows without groups.

@@ -22,7 +22,7 @@ import pytest
 import nibblas
 from nibblas.cli import main
 
-TARGETS = tuple(nibblas.available_targets())
+from .cases import TARGETS
 
 # "ci" is the default: the same examples in every run, so that a failure is everybody's failure.
 # HYPOTHESIS_PROFILE=explore looks for new ones, "quick" takes fewer of the same ones. Kernels take

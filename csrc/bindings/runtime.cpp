@@ -4,6 +4,7 @@
 #include "bindings/bindings.h"
 #include "runtime/dispatch.h"
 #include "runtime/num_threads.h"
+#include "runtime/tile_permission.h"
 
 namespace nibblas {
 namespace {
@@ -61,6 +62,17 @@ py::dict bound_explain(int64_t rows, const BoundWeight& w, const std::string& co
   return result;
 }
 
+// For tests: why each target cannot run on such a CPU, or "". (name, reason), best first.
+std::vector<std::pair<std::string, std::string>> bound_targets_on(
+    const std::vector<std::string>& features, const std::string& why_no_tiles) {
+  std::vector<std::pair<std::string, std::string>> result;
+  const CpuFeatures cpu{feature_mask(features)};
+  for (const TargetStatus& status : targets_on(cpu, [&] { return why_no_tiles; })) {
+    result.emplace_back(status.target->name, status.unavailable);
+  }
+  return result;
+}
+
 py::dict build_info() {
   py::dict info;
   info["version"] = NIBBLAS_VERSION;
@@ -76,6 +88,8 @@ void register_runtime(py::module_& m) {
   m.def("target", [] { return std::string(active_target().name); });
   m.def("available_targets", &target_names);
   m.def("set_target", [](const std::string& name) { set_target(name); }, py::arg("name"));
+  m.def("targets_on", &bound_targets_on, py::arg("features"), py::arg("why_no_tiles") = "");
+  m.def("why_no_tiles", &why_no_tiles);
   m.def("get_num_threads", &get_num_threads);
   m.def("set_num_threads", &set_num_threads, py::arg("n"));
   m.def("cpu_info", &bound_cpu_info);

@@ -224,27 +224,33 @@ ScaleType parse_scale_type(const std::string& name) {
 }
 
 void register_weight(py::module_& m) {
-  py::class_<BoundWeight>(m, "Weight", "A packed weight as kernels see it: planes, not copies.")
-      .def(py::init([](std::pair<int64_t, int64_t> shape, int64_t group_size, int bits,
-                       const std::vector<py::array>& codes, const py::array& scales,
-                       const std::string& scale_type, int zero, bool is_signed,
-                       std::optional<py::array> zero_points, std::optional<py::array> mins,
-                       bool nibble_mins, std::optional<py::array> super_scales,
-                       std::optional<py::array> super_mins, std::optional<py::array> codebook,
-                       std::optional<float> tensor_scale, std::optional<float> tensor_divisor,
-                       std::optional<py::array> input_order) {
-             return make_weight(shape, group_size, bits, codes, scales, scale_type, zero,
-                                is_signed, nibble_mins, tensor_scale, tensor_divisor,
-                                {zero_points, mins, super_scales, super_mins, codebook,
-                                 input_order});
-           }),
-           py::arg("shape"), py::arg("group_size"), py::arg("bits"), py::arg("codes"),
-           py::arg("scales"), py::kw_only(), py::arg("scale_type"), py::arg("zero") = 0,
-           py::arg("is_signed") = false, py::arg("zero_points") = py::none(),
-           py::arg("mins") = py::none(), py::arg("nibble_mins") = false,
-           py::arg("super_scales") = py::none(), py::arg("super_mins") = py::none(),
-           py::arg("codebook") = py::none(), py::arg("tensor_scale") = py::none(),
-           py::arg("tensor_divisor") = py::none(), py::arg("input_order") = py::none());
+  py::class_<BoundWeight>(m, "Weight", "A packed weight as kernels see it: planes, not copies.");
+  // No constructor of the class: after one, pybind11 enters the object in a table outside of all
+  // its try blocks, and without memory for that the process would end. Where a function's result
+  // is made it may throw, though then it frees only the object's own bytes: so an empty one first.
+  m.def(
+      "make_weight",
+      [](std::pair<int64_t, int64_t> shape, int64_t group_size, int bits,
+         const std::vector<py::array>& codes, const py::array& scales,
+         const std::string& scale_type, int zero, bool is_signed,
+         std::optional<py::array> zero_points, std::optional<py::array> mins, bool nibble_mins,
+         std::optional<py::array> super_scales, std::optional<py::array> super_mins,
+         std::optional<py::array> codebook, std::optional<float> tensor_scale,
+         std::optional<float> tensor_divisor, std::optional<py::array> input_order) {
+        py::object weight = py::cast(BoundWeight{});
+        weight.cast<BoundWeight&>() = make_weight(
+            shape, group_size, bits, codes, scales, scale_type, zero, is_signed, nibble_mins,
+            tensor_scale, tensor_divisor,
+            {zero_points, mins, super_scales, super_mins, codebook, input_order});
+        return weight;
+      },
+      py::arg("shape"), py::arg("group_size"), py::arg("bits"), py::arg("codes"),
+      py::arg("scales"), py::kw_only(), py::arg("scale_type"), py::arg("zero") = 0,
+      py::arg("is_signed") = false, py::arg("zero_points") = py::none(),
+      py::arg("mins") = py::none(), py::arg("nibble_mins") = false,
+      py::arg("super_scales") = py::none(), py::arg("super_mins") = py::none(),
+      py::arg("codebook") = py::none(), py::arg("tensor_scale") = py::none(),
+      py::arg("tensor_divisor") = py::none(), py::arg("input_order") = py::none());
 }
 
 }  // namespace nibblas

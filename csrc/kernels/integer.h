@@ -29,16 +29,16 @@ void store_integers(const IntegerProductJob& job, int64_t panel, int panels, int
 }
 
 // The first sums of m rows: -zb * sum(a).
-template <class T, class Ops, int NV>
-void begin_integers(const IntegerProductJob& job, int64_t panel, const int32_t* starts,
+template <class T, class Ops>
+void begin_integers(const IntegerProductJob& job, int64_t panel, int panels, const int32_t* starts,
                     int64_t rows, int32_t* sums) {
   for (int64_t row = 0; row < rows; ++row) {
-    for (int n = 0; n < NV; ++n) {
+    for (int n = 0; n < panels; ++n) {
       auto c = T::set1_i32(starts[row]);
       if (job.b_zero) {
         c = T::mul_i32(c, Ops::as_zeros(T::load_u8(job.b_zero + (panel + n) * kPanel)));
       }
-      T::store_i32(sums + (row * NV + n) * kPanel, c);
+      T::store_i32(sums + (row * panels + n) * kPanel, c);
     }
   }
 }
@@ -48,8 +48,8 @@ void integer_gemm_panels(const IntegerProductJob& job, Expand expand, int64_t pa
                          int64_t row1, const ProductScratch& s) {
   const Weight& w = *job.weight;
   int32_t* ones = s.sums + (row1 - row0) * NV * kPanel;
-  begin_integers<T, Ops, NV>(job, panel, job.x.starts + row0, row1 - row0, s.sums);
-  if (job.ones) begin_integers<T, Ops, NV>(job, panel, job.ones->starts, 1, ones);
+  begin_integers<T, Ops>(job, panel, NV, job.x.starts + row0, row1 - row0, s.sums);
+  if (job.ones) begin_integers<T, Ops>(job, panel, NV, job.ones->starts, 1, ones);
   for_each_block<T, Ops, NV>(
       w, expand, panel, 0, w.depth_padded, kDepthBlock<Ops>, s.block,
       [&](const auto& weights, int64_t k, int64_t depth) {
@@ -74,8 +74,8 @@ NIBBLAS_NOINLINE void integer_gemv_panels(const IntegerProductJob& job, int64_t 
   const int64_t steps = Source::steps(w.depth_padded);
   int32_t sums[MR * NV * kPanel];
   int32_t ones[NV * kPanel] = {};
-  begin_integers<T, Ops, NV>(job, panel, job.x.starts + row, MR, sums);
-  if (job.ones) begin_integers<T, Ops, NV>(job, panel, job.ones->starts, 1, ones);
+  begin_integers<T, Ops>(job, panel, NV, job.x.starts + row, MR, sums);
+  if (job.ones) begin_integers<T, Ops>(job, panel, NV, job.ones->starts, 1, ones);
   if (steps > 0) {  // a tile takes at least one
     multiply_part<T, MR>(planes, x.words, steps, sums);
     if (job.ones) multiply_part<T, 1>(planes, job.ones->words, steps, ones);

@@ -94,9 +94,19 @@ inline void interleave(const Weight& w, const int8_t* codes, int m, int32_t* wor
   }
 }
 
-inline size_t pack_rows_scratch_bytes(const Weight& w) {
-  // A row as floats and up to 8 rows of codes.
-  return static_cast<size_t>(w.depth_padded) * (sizeof(float) + 8) + 64;
+// In which order a tile's rows are packed: words of four codes side by side.
+template <class T>
+struct WordOrder {
+  static constexpr bool kWholeTiles = false;  // the last tile has only the rows that are left
+  static void put(const Weight& w, const int8_t* codes, int m, int, int32_t* words) {
+    interleave<T>(w, codes, m, words);
+  }
+};
+
+// A row as floats and up to `rows` rows of codes.
+template <int rows>
+size_t pack_rows_scratch_bytes(const Weight& w) {
+  return static_cast<size_t>(w.depth_padded) * (sizeof(float) + rows) + 64;
 }
 
 // Two-level: the sums of the codes of each pair of groups of a super-block, as two int16 (the
@@ -114,29 +124,30 @@ void pair_sums(const Weight& w, const int8_t* codes, int m, int32_t* starts) {
 }
 
 // int8 compute: codes, a, and what the zero point and mins need of the sum of the codes.
-template <class T>
+template <class T, class Order = WordOrder<T>>
 void pack_quantized_rows(const RowsJob& job, int64_t row0, void* scratch) {
   const Weight& w = *job.weight;
   const PackedRows& out = job.packed;
-  const int m = static_cast<int>(smaller(out.tile_rows, out.rows - row0));
+  const int count = static_cast<int>(smaller(out.tile_rows, out.rows - row0));
+  const int m = Order::kWholeTiles ? out.tile_rows : count;
   const int zero = w.zero - operand_bias<T>(w);
   float* floats = static_cast<float*>(scratch);
   int8_t* codes = reinterpret_cast<int8_t*>(floats + w.depth_padded);
   const int64_t at = row0 * out.segments;
-  for (int i = 0; i < m; ++i) {
+  for (int i = 0; i < count; ++i) {
     const float* x = row_as_floats<T>(job.x, job.type, row0 + i, w.depth, w.depth_padded,
                                       w.input_order, floats);
     int8_t* row = codes + i * w.depth_padded;
     float a = 0;
     for (int64_t s = 0; s < out.segments; ++s) {
       const int64_t k = s * out.segment;
-      const int64_t count = smaller(out.segment, w.depth_padded - k);
+      const int64_t depth = smaller(out.segment, w.depth_padded - k);
       int32_t sum = 0;
       if (!w.per_channel) {
-        a = quantize_segment<T>(x + k, count, row + k, &sum);
+        a = quantize_segment<T>(x + k, depth, row + k, &sum);
       } else {  // one a for the whole row, a sum for each segment
         if (s == 0) a = quantize_segment<T>(x, w.depth_padded, row, &sum);
-        if (out.segments > 1) sum = sum_codes<T>(row + k, count);
+        if (out.segments > 1) sum = sum_codes<T>(row + k, depth);
       }
       const int64_t index = at + s * m + i;
       out.scales[index] = w.codebook_type == CodebookType::float32 ? a / 127.0f : a;
@@ -148,7 +159,7 @@ void pack_quantized_rows(const RowsJob& job, int64_t row0, void* scratch) {
       if (out.sums) out.sums[index] = a * static_cast<float>(sum);
     }
   }
-  interleave<T>(w, codes, m, out.words + row0 * out.row_words);
+  Order::put(w, codes, m, count, out.words + row0 * out.row_words);
 }
 
 // float32 compute: x itself, [depth][m], and its ascending sum over each group for the mins.
@@ -173,14 +184,15 @@ void pack_float_rows(const RowsJob& job, int64_t row0, void* scratch) {
 }
 
 // Integers as signed codes: unsigned ones move down by 128.
-template <class T>
+template <class T, class Order = WordOrder<T>>
 void pack_integer_rows(const IntegerRowsJob& job, int64_t row0, void* scratch) {
   const Weight& w = *job.weight;
   const PackedRows& out = job.packed;
-  const int m = static_cast<int>(smaller(out.tile_rows, out.rows - row0));
+  const int count = static_cast<int>(smaller(out.tile_rows, out.rows - row0));
+  const int m = Order::kWholeTiles ? out.tile_rows : count;
   const int zero = job.zeros_vary ? 1 : job.zero - operand_bias<T>(w);
   int8_t* codes = static_cast<int8_t*>(scratch);
-  for (int i = 0; i < m; ++i) {
+  for (int i = 0; i < count; ++i) {
     int8_t* row = codes + i * w.depth_padded;
     copy_strided(reinterpret_cast<char*>(row), 1, matrix_row(job.a, row0 + i), job.a.col_stride,
                  w.depth, 1);
@@ -192,7 +204,8 @@ void pack_integer_rows(const IntegerRowsJob& job, int64_t row0, void* scratch) {
     }
     out.starts[row0 + i] = negated_product(static_cast<int32_t>(sum), zero);
   }
-  interleave<T>(w, codes, m, out.words + row0 * out.row_words);
+  for (int i = count; i < m; ++i) out.starts[row0 + i] = 0;
+  Order::put(w, codes, m, count, out.words + row0 * out.row_words);
 }
 
 // Plain codes and scales of one dense row, for quantize_activations. `codes` has room for whole

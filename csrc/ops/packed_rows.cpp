@@ -70,9 +70,11 @@ PackedRows allocate_rows(const Tile& tile, const Weight& w, Compute compute, int
   x.segment_starts =
       integers && w.two_level ? std::max<int64_t>(kSuperBlock / w.group / 2, 1) : 1;
   x.segments = x.segment ? ceil_div(w.depth_padded, x.segment) : 0;
-  // Integer products have one start a row, also where there is no depth.
-  const size_t parameters = static_cast<size_t>(rows * std::max<int64_t>(x.segments, 1));
-  x.words = scratch.get<int32_t>(static_cast<size_t>(rows * x.row_words));
+  // Some kernels fill the last tile up with rows of zeros. Integer products have one start a row,
+  // also where there is no depth.
+  const int64_t room = ceil_div(rows, tile.rows) * tile.rows;
+  const size_t parameters = static_cast<size_t>(room * std::max<int64_t>(x.segments, 1));
+  x.words = scratch.get<int32_t>(static_cast<size_t>(room * x.row_words));
   x.scales = scratch.get<float>(parameters);
   x.starts = scratch.get<int32_t>(parameters * static_cast<size_t>(x.segment_starts));
   const bool sums = has_mins(w) && !(integers && w.two_level);

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
 
 #include "runtime/os.h"
 
@@ -16,8 +17,6 @@
 #endif
 #if defined(__linux__)
 #include <sys/auxv.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
 #elif defined(_WIN32) && defined(_M_ARM64)
@@ -86,21 +85,6 @@ uint64_t saved_state() {
 #endif
 }
 
-// Whether the kernel would let this process use tile data. Linux makes each process ask
-// (ARCH_REQ_XCOMP_PERM); that enlarges every signal frame, so it is left to a target that uses
-// tiles, and this only reads what may be asked for.
-bool tiles_are_granted_on_request() {
-#if defined(__linux__)
-  constexpr long kArchGetXcompSupp = 0x1021;  // asm/prctl.h of Linux 5.16
-  constexpr uint64_t kTileData = 1u << 18;
-  uint64_t supported = 0;
-  return ::syscall(SYS_arch_prctl, kArchGetXcompSupp, &supported) == 0 &&
-         (supported & kTileData) != 0;
-#else
-  return true;
-#endif
-}
-
 CpuFeatures detect_features() {
   CpuFeatures found;
   const auto add = [&found](uint64_t feature, uint32_t word, int bit) {
@@ -129,7 +113,7 @@ CpuFeatures detect_features() {
     add(feature::kAvx512Vbmi, leaf7.ecx, 1);
     add(feature::kAvx512Vnni, leaf7.ecx, 11);
   }
-  if (saves(0x60000) && tiles_are_granted_on_request()) {  // tile configuration, tile data
+  if (saves(0x60000)) {  // tile configuration, tile data; see also tile_permission.h
     add(feature::kAmxTile, leaf7.edx, 24);
     add(feature::kAmxInt8, leaf7.edx, 25);
   }
@@ -292,6 +276,19 @@ const Cpu& cpu() {
     }
   }
   return *known;
+}
+
+uint64_t feature_mask(const std::vector<std::string>& names) {
+  uint64_t mask = 0;
+  for (const std::string& name : names) {
+    uint64_t bit = 0;
+    for (const auto& entry : kFeatureNames) {
+      if (name == entry.name) bit = entry.bit;
+    }
+    if (bit == 0) throw std::invalid_argument("unknown CPU feature \"" + name + '"');
+    mask |= bit;
+  }
+  return mask;
 }
 
 std::vector<const char*> feature_names(uint64_t mask) {

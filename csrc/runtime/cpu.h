@@ -60,4 +60,7 @@ inline const CpuFeatures& cpu_features() { return cpu().features; }
 // The features of a mask, spelled as in Linux's /proc/cpuinfo on x86 ("avx512_vnni").
 std::vector<const char*> feature_names(uint64_t mask);
 
+// The mask of such names. Throws std::invalid_argument if one is not known.
+uint64_t feature_mask(const std::vector<std::string>& names);
+
 }  // namespace nibblas

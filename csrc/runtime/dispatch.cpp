@@ -2,11 +2,12 @@
 #include "runtime/dispatch.h"
 
 #include <atomic>
+#include <functional>
 #include <optional>
 #include <stdexcept>
 
-#include "runtime/cpu.h"
 #include "runtime/os.h"
+#include "runtime/tile_permission.h"
 
 namespace nibblas {
 namespace {
@@ -18,6 +19,7 @@ constexpr uint64_t kAvxVnniNeeds = kAvx2Needs | feature::kAvxVnni;
 constexpr uint64_t kAvx512Needs = kAvx2Needs | feature::kAvx512F | feature::kAvx512Bw |
                                   feature::kAvx512Vl | feature::kAvx512Dq;
 constexpr uint64_t kAvx512VnniNeeds = kAvx512Needs | feature::kAvx512Vnni;
+constexpr uint64_t kAmxNeeds = kAvx512VnniNeeds | feature::kAmxTile | feature::kAmxInt8;
 #endif
 #if NIBBLAS_ARM
 constexpr uint64_t kDotprodNeeds = feature::kNeon | feature::kDotprod;
@@ -29,6 +31,8 @@ constexpr uint64_t kI8mmNeeds = kDotprodNeeds | feature::kI8mm;
 // needs nothing, so that every CPU has a target.
 constexpr TargetInfo kTargets[] = {
 #if NIBBLAS_X86
+    {"amx", "tiles for int8 products of many rows, else avx512vnni", kAmxNeeds, &kAmxKernels,
+     &kAvx512Floats, &kAvx512Conversions},
     {"avx512vnni", "512-bit vectors, four-way int8 dot products", kAvx512VnniNeeds,
      &kAvx512VnniKernels, &kAvx512Floats, &kAvx512Conversions},
     {"avxvnni", "256-bit vectors, four-way int8 dot products", kAvxVnniNeeds, &kAvxVnniKernels,
@@ -52,30 +56,56 @@ constexpr TargetInfo kTargets[] = {
 
 std::atomic<const TargetInfo*> g_active{nullptr};
 
-std::string why_unavailable(const TargetInfo& target) {
+using WhyNoTiles = std::function<std::string()>;
+
+std::string why_unavailable(const TargetInfo& target, const CpuFeatures& features,
+                            const WhyNoTiles& no_tiles) {
   std::string reason;
-  for (const char* name : feature_names(cpu_features().missing(target.required))) {
+  for (const char* name : feature_names(features.missing(target.required))) {
     reason += reason.empty() ? "needs " : ", ";
     reason += name;
   }
+  if (reason.empty() && (target.required & feature::kAmxTile)) reason = no_tiles();
   return reason;
+}
+
+// What there is to run on here. A build that emulates tiles has them.
+CpuFeatures features_here() {
+  CpuFeatures features = cpu_features();
+#if NIBBLAS_EMULATE_TILES
+  features.bits |= feature::kAmxTile | feature::kAmxInt8;
+#endif
+  return features;
+}
+
+std::string tiles_here() {
+#if NIBBLAS_EMULATE_TILES
+  return "";
+#else
+  return why_no_tiles();
+#endif
+}
+
+std::string why_unavailable(const TargetInfo& target) {
+  return why_unavailable(target, features_here(), tiles_here);
 }
 
 // `subject` opens the message: where the name came from.
 const TargetInfo& find_target(std::string_view name, const char* subject) {
-  std::string message = subject;
-  message.append(" \"").append(name).append("\" ");
-  std::string choices;
   std::string reason = "is not known";
   for (const TargetInfo& target : kTargets) {
+    if (name != target.name) continue;
     const std::string unavailable = why_unavailable(target);
-    if (name == target.name) {
-      if (unavailable.empty()) return target;
-      reason = "cannot run on this CPU (" + unavailable + ")";
-    }
-    if (unavailable.empty()) choices.append(choices.empty() ? "" : ", ").append(target.name);
+    if (unavailable.empty()) return target;
+    reason = "cannot run on this CPU (" + unavailable + ")";
   }
-  throw std::invalid_argument(message + reason + "; the choices on this CPU are: " + choices);
+  std::string choices;
+  for (const TargetInfo* target : available_targets()) {
+    choices.append(choices.empty() ? "" : ", ").append(target->name);
+  }
+  std::string message = subject;
+  message.append(" \"").append(name).append("\" ").append(reason);
+  throw std::invalid_argument(message + "; the choices on this CPU are: " + choices);
 }
 
 const TargetInfo& initial_target() {
@@ -104,14 +134,18 @@ void set_target(std::string_view name) {
 std::vector<const TargetInfo*> available_targets() {
   std::vector<const TargetInfo*> available;
   for (const TargetInfo& target : kTargets) {
-    if (cpu_features().has(target.required)) available.push_back(&target);
+    if (why_unavailable(target).empty()) available.push_back(&target);
   }
   return available;
 }
 
-std::vector<TargetStatus> all_targets() {
+std::vector<TargetStatus> all_targets() { return targets_on(features_here(), tiles_here); }
+
+std::vector<TargetStatus> targets_on(const CpuFeatures& features, const WhyNoTiles& no_tiles) {
   std::vector<TargetStatus> all;
-  for (const TargetInfo& target : kTargets) all.push_back({&target, why_unavailable(target)});
+  for (const TargetInfo& target : kTargets) {
+    all.push_back({&target, why_unavailable(target, features, no_tiles)});
+  }
   return all;
 }
 

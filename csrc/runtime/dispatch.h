@@ -4,10 +4,12 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "runtime/cpu.h"
 #include "targets/kernel_table.h"
 
 namespace nibblas {
@@ -48,5 +50,10 @@ struct TargetStatus {
 
 // Every target compiled in, best first.
 std::vector<TargetStatus> all_targets();
+
+// The same on a CPU with these features, where `no_tiles` stands for the operating system: see
+// why_no_tiles. For tests of what other CPUs would run.
+std::vector<TargetStatus> targets_on(const CpuFeatures& features,
+                                     const std::function<std::string()>& no_tiles);
 
 }  // namespace nibblas

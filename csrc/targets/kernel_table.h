@@ -82,6 +82,7 @@ extern const KernelTable kAvx512Kernels;
 extern const FloatTable kAvx512Floats;
 extern const ConversionTable kAvx512Conversions;
 extern const KernelTable kAvx512VnniKernels;
+extern const KernelTable kAmxKernels;
 #endif
 #if NIBBLAS_ARM
 extern const KernelTable kNeonKernels;

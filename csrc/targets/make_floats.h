@@ -15,7 +15,7 @@ constexpr FloatTable make_floats() {
   FloatTable table{};
   table.products.tile = float_tile<T>;
   table.products.pack_rows = pack_float_rows<T>;
-  table.products.pack_scratch = pack_rows_scratch_bytes;
+  table.products.pack_scratch = pack_rows_scratch_bytes<1>;
   table.products.product = float_product<T>;
   table.products.product_scratch = product_scratch_bytes<T>;
   table.row_as_floats = row_as_floats<T>;

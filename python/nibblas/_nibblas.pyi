@@ -19,27 +19,28 @@ class _NativeType(type): ...
 class Weight(metaclass=_NativeType):
     """A packed weight as kernels see it: it keeps the planes alive and copies nothing."""
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        group_size: int,
-        bits: int,
-        codes: list[npt.NDArray[np.uint8]],
-        scales: npt.NDArray[Any],
-        *,
-        scale_type: str,
-        zero: int = 0,
-        is_signed: bool = False,
-        zero_points: npt.NDArray[Any] | None = None,
-        mins: npt.NDArray[Any] | None = None,
-        nibble_mins: bool = False,
-        super_scales: npt.NDArray[np.float16] | None = None,
-        super_mins: npt.NDArray[np.float16] | None = None,
-        codebook: npt.NDArray[Any] | None = None,
-        tensor_scale: float | None = None,
-        tensor_divisor: float | None = None,
-        input_order: npt.NDArray[np.int32] | None = None,
-    ) -> None: ...
+    def __init__(self, /, *args: object, **kwargs: object) -> None: ...  # raises TypeError
+
+def make_weight(
+    shape: tuple[int, int],
+    group_size: int,
+    bits: int,
+    codes: list[npt.NDArray[np.uint8]],
+    scales: npt.NDArray[Any],
+    *,
+    scale_type: str,
+    zero: int = 0,
+    is_signed: bool = False,
+    zero_points: npt.NDArray[Any] | None = None,
+    mins: npt.NDArray[Any] | None = None,
+    nibble_mins: bool = False,
+    super_scales: npt.NDArray[np.float16] | None = None,
+    super_mins: npt.NDArray[np.float16] | None = None,
+    codebook: npt.NDArray[Any] | None = None,
+    tensor_scale: float | None = None,
+    tensor_divisor: float | None = None,
+    input_order: npt.NDArray[np.int32] | None = None,
+) -> Weight: ...
 
 class _QuantizedPlanes(TypedDict):
     codes: list[npt.NDArray[np.uint8]]
@@ -119,6 +120,8 @@ def from_dlpack_bf16(obj: object) -> npt.NDArray[np.uint16]: ...
 def target() -> str: ...
 def available_targets() -> list[str]: ...
 def set_target(name: str) -> None: ...
+def targets_on(features: Sequence[str], why_no_tiles: str = "") -> list[tuple[str, str]]: ...
+def why_no_tiles() -> str: ...
 def get_num_threads() -> int: ...
 def set_num_threads(n: int) -> None: ...
 def cpu_info() -> dict[str, Any]: ...

@@ -321,7 +321,7 @@ def make_weight(
     codebook = planes.get("codebook")
     if scheme.codebook_dtype == "int8":
         codebook = np.array(scheme.codebook, np.int8)
-    native = _nibblas.Weight(
+    native = _nibblas.make_weight(
         shape,
         group_size or 0,
         scheme.bits,
