@@ -25,11 +25,12 @@ import nibblas
 from nibblas import numerics
 from nibblas.schemes import SCHEMES
 
+from .conftest import TARGETS as TARGETS  # for the tests
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOATS = (np.dtype(np.float32), np.dtype(np.float16), BFLOAT16)
 COMPUTES = ("int8", "float32")
 ACTIVATIONS = (None, *numerics.ACTIVATIONS)
-TARGETS = tuple(nibblas.available_targets())
 
 # All that the kernels tell apart: groups inside a block of codes that is expanded at once (256 or
 # 1024), longer ones, and rows without groups.

@@ -22,7 +22,18 @@ import pytest
 import nibblas
 from nibblas.cli import main
 
-TARGETS = tuple(nibblas.available_targets())
+
+def _targets_to_test() -> tuple[str, ...]:
+    """Those this CPU runs; of them only the ones that NIBBLAS_TEST_TARGETS lists, if it is set."""
+    available = nibblas.available_targets()
+    wanted = os.environ.get("NIBBLAS_TEST_TARGETS", ",".join(available)).split(",")
+    chosen = tuple(name for name in available if name in wanted)
+    if not chosen:
+        raise ValueError(f"NIBBLAS_TEST_TARGETS names none of {', '.join(available)}")
+    return chosen
+
+
+TARGETS = _targets_to_test()
 
 # "ci" is the default: the same examples in every run, so that a failure is everybody's failure.
 # HYPOTHESIS_PROFILE=explore looks for new ones, "quick" takes fewer of the same ones. Kernels take

@@ -23,7 +23,7 @@ import nibblas._nibblas as native
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 INSTALLED = Path(nibblas.__file__).parent
-WHEEL_LIMIT = 1.5e6
+WHEEL_LIMIT = 2_200_000
 
 
 def distribution() -> importlib.metadata.Distribution:

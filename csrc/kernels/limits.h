@@ -14,7 +14,8 @@ double peak(int64_t iterations) {
   using Dot = typename T::template DotFor<15>;
   // Half of the registers: enough in flight for any latency (16 of VNNI's, 4 x 2 ymm), with some
   // to spare.
-  constexpr int chains = T::kRegisters * kRowBytes / 2 / static_cast<int>(sizeof(typename Dot::Acc));
+  constexpr int sum_bytes = static_cast<int>(sizeof(typename Dot::Acc));
+  constexpr int chains = T::kRegisters * kRowBytes / 2 / sum_bytes;
   uint8_t codes[kRowBytes * Dot::kQuads];
   for (int i = 0; i < kRowBytes * Dot::kQuads; ++i) codes[i] = static_cast<uint8_t>(i & 15);
   const int32_t words[] = {0x01010101, 0x01010101};

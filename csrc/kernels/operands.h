@@ -39,7 +39,9 @@ struct FloatOps : DotDefaults<FloatOps<T>> {  // kSplits never: the order of add
   static W load_w(const uint8_t* p) { return T::from_bits(T::load_i32(p)); }
   static void store_w(uint8_t* p, W w) { T::store_i32(p, T::bits(w)); }
   template <int MR>
-  static NIBBLAS_INLINE auto load_column(const int32_t* p) { return T::template load_column<MR>(p); }
+  static NIBBLAS_INLINE auto load_column(const int32_t* p) {
+    return T::template load_column<MR>(p);
+  }
   template <int m, int MR, class Column>
   static NIBBLAS_INLINE auto row(const Column& column) { return T::template lane_of<m>(column); }
   static Sum first(int32_t) { return T::zero_f32(); }

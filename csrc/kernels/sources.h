@@ -114,8 +114,8 @@ constexpr int kSupersAhead = 2;  // measured: 1 and 4 are 2 and 4 % slower
 // Ahead of each of several streams, whose sum covers the latency of DRAM.
 constexpr int64_t kPrefetchBytes = 2048;
 
-// Codes straight from the planes: NV panels in flight. Of two-level schemes what groups are combined
-// with comes straight from its planes, too, from the matrix's first group on.
+// Codes straight from the planes: NV panels in flight. Of two-level schemes what groups are
+// combined with comes straight from its planes, too, from the matrix's first group on.
 template <class T, class Operands_, GroupKind kGroups, int NV>
 struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   using Operands = Operands_;
@@ -207,7 +207,9 @@ struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
   static int64_t steps(int64_t depth) { return depth / 4 * Ops::kQuadParts / Ops::kQuads; }
   int64_t most_steps() const { return Ops::most_steps(this->weight.top_operand); }
   using Raw = typename Ops::W;
-  NIBBLAS_INLINE Raw load(int n) const { return Ops::load_w(this->block.rows + n * kOperandBytes<Ops>); }
+  NIBBLAS_INLINE Raw load(int n) const {
+    return Ops::load_w(this->block.rows + n * kOperandBytes<Ops>);
+  }
   template <int part>
   NIBBLAS_INLINE typename Ops::W operand(int, const Raw& raw) const { return raw; }
   NIBBLAS_INLINE void next() { this->block.rows += NV * kOperandBytes<Ops>; }

@@ -193,16 +193,18 @@ NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, 
   }
 }
 
-// int32 sums of a tile that are needed now and then: in registers, or in L1 where those are few.
+// int32 sums of a tile that are needed now and then: in registers, or in memory where those are few.
 template <class T, int MR, int NV, bool kInRegisters>
 struct Sums {
   typename T::I32 values[MR][NV];
+  void place(int32_t*) {}
   typename T::I32 get(int m, int n) const { return values[m][n]; }
   void set(int m, int n, typename T::I32 sum) { values[m][n] = sum; }
 };
 template <class T, int MR, int NV>
 struct Sums<T, MR, NV, false> {
-  int32_t values[MR * NV * kPanel];
+  int32_t* values;
+  void place(int32_t* memory) { values = memory; }
   typename T::I32 get(int m, int n) const { return T::load_i32(values + (m * NV + n) * kPanel); }
   void set(int m, int n, typename T::I32 sum) {
     T::store_i32(values + (m * NV + n) * kPanel, sum);
@@ -242,14 +244,19 @@ NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers
   const int64_t pairs = pairs_per_super(w.weight);
   const int64_t steps = Source::steps(w.weight.group);
   const bool mins = w.weight.super_mins != nullptr;
+  int32_t memory[in_registers ? 1 : 2 * MR * NV * kPanel];
   for (int64_t s = 0; s < supers; ++s) {
     w.begin_super(s);
     // Zero points are a part of the totals; mins have a scale of their own.
     Sums<T, MR, NV, in_registers> totals, offsets;
+    offsets.place(memory);
+    totals.place(mins ? memory + MR * NV * kPanel : memory);
     sum_offsets<T, MR>(w, x.starts, s * pairs, pairs, offsets);
-    for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
-      totals.set(m.value, n.value, mins ? T::zero_i32() : offsets.get(m.value, n.value));
-    });
+    if (mins || in_registers) {
+      for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
+        totals.set(m.value, n.value, mins ? T::zero_i32() : offsets.get(m.value, n.value));
+      });
+    }
     for (int64_t g = 0; g < groups; ++g) {
       const auto add = [&](auto& c, bool) NIBBLAS_INLINE_LAMBDA {
         unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {

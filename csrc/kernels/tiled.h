@@ -10,8 +10,8 @@
 //   per channel    4 products (64 cycles) need 4 tiles of 16 loads (32 cycles): bound by the tiles,
 //                  8 times the rate of vpdpbusd (two of 64 products a cycle).
 //   groups of 32   16 rows x 16 outputs: a product of half depth, then per row and panel a start, a
-//                  conversion, a scale, an fma (32 cycles), the sum's way through memory and that of
-//                  acc (2 stores: 32 cycles, 4 loads). vpdpbusd takes 16 * (8 + 3) / 2 = 88 cycles.
+//                  conversion, a scale, an fma (32 cycles), the sum's way through memory and that
+//                  of acc (2 stores: 32 cycles, 4 loads). vpdpbusd takes 16 * (8 + 3) / 2 = 88.
 //                  Tiles of 2 x 2 are kept for short groups too: 3 of 4 loads of x and weights are
 //                  saved, and the combine of one group covers the products of the next.
 //   groups of 128  two products (32 cycles) beside the same combine: both at their limit.

@@ -9,8 +9,8 @@
 namespace nibblas {
 namespace {
 
-constexpr int kTileHeight = 16;       // of x, at most, and outputs of a panel
-constexpr int64_t kTileDepth = 64;  // codes of a row in a tile of x: 16 plane rows in one of weights
+constexpr int kTileHeight = 16;     // of x, at most, and outputs of a panel
+constexpr int64_t kTileDepth = 64;  // codes of a row in a tile of x: 16 plane rows in a weights'
 
 // A tile's rows of x: [depth / 64][m][64], so that 64 codes of each row are a tile as they stand,
 // and a shorter tile the part of one. Every tile has m rows, the last ones of zeros if need be.

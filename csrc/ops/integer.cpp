@@ -51,8 +51,10 @@ PackedRows pack_ones(const KernelTable& kernels, Tile tile, const IntegerRowsJob
 
 }  // namespace
 
-void matmul_integer(const Array& a, const Weight& w, int center, const ZeroPoints& a_zero,
+void matmul_integer(const Array& a, const Weight& weight, int center, const ZeroPoints& a_zero,
                     const ZeroPoints& b_zero, const Array& c, int threads) {
+  Weight w = weight;
+  w.two_level = false;  // only codes count: no kernel is to sum them by super-blocks
   if (a.ndim < 1) throw std::invalid_argument("a must have at least one dimension, got a scalar");
   if (a.last() != w.depth) {
     throw std::invalid_argument("b has " + std::to_string(w.depth) + " rows, a has " +

@@ -11,10 +11,8 @@ namespace {
 // long call's own thread a twentieth may be lost, and Ctrl-C is noticed after 50 ms on average.
 constexpr auto kBetweenQuestions = std::chrono::milliseconds(100);
 
-// Tasks that take less together are not timed one by one, but after this many times as many. A look
-// at the clock takes as long as a short task, and a job of thousands of those has five.
+// Tasks that take less together are not timed one by one.
 constexpr auto kShort = std::chrono::milliseconds(1);
-constexpr int64_t kGrowth = 8;
 
 thread_local Interruptible* t_current NIBBLAS_THERE_AT_START = nullptr;
 
@@ -43,7 +41,7 @@ bool TaskBreaks::look() {
   const auto now = Interruptible::Clock::now();
   // From the second look on it is known how long tasks take.
   const bool are_short = looked_ != Interruptible::Clock::time_point{} && now - looked_ < kShort;
-  tasks_per_look_ = are_short ? kGrowth * tasks_per_look_ : 1;
+  tasks_per_look_ = are_short ? 2 * tasks_per_look_ : 1;
   looked_ = now;
   return call_->ask_if_due(now);
 }

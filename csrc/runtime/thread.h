@@ -24,9 +24,9 @@ bool start_thread(void (*run)(void*), void* argument);
 // Calls `handler` in the child of every fork from now on; false if it cannot be arranged.
 bool at_fork_in_child(void (*handler)());
 
-// Calls `handler` when the calling thread ends; false if it cannot be arranged. There is one handler
-// in a process. (The destructor of a thread_local would do, but glibc ends the process where there
-// is no memory for its registration.)
+// Calls `handler` when the calling thread ends; false if it cannot be arranged. There is one
+// handler in a process. (The destructor of a thread_local would do, but glibc ends the process
+// where there is no memory for its registration.)
 bool at_thread_end(void (*handler)());
 
 // Stops the calling thread until the process ends.

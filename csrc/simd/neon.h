@@ -79,10 +79,11 @@ struct Neon : NeonRegisters {
     }
   };
 
-  // Larger ones, 8-bit codes less 128 by one eor: a lane holds two products (2 * 128 * 127 = 32,512),
-  // of k and k + 4, so an operand is two quads. Per 2 quads and row 16 multiplications, 8 additions
-  // to int32 and 2 broadcasts, 4.9 multiply-adds an instruction. (Widened to int16 ahead, with
-  // the lane of x in the multiplication: 4.) `any_x` is for x of -128: 2 * 128 * 128 is too much.
+  // Larger ones, 8-bit codes less 128 by one eor: a lane holds two products (2 * 128 * 127 =
+  // 32,512), of k and k + 4, so an operand is two quads. Per 2 quads and row 16 multiplications, 8
+  // additions to int32 and 2 broadcasts, 4.9 multiply-adds an instruction. (Widened to int16
+  // ahead, with the lane of x in the multiplication: 4.) `any_x` is for x of -128: 2 * 128 * 128
+  // is too much.
   template <bool large, bool any_x>
   struct WideDot : DotDefaults<WideDot<large, any_x>> {
     using W = I32Pair;

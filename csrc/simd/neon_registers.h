@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "simd/dot_defaults.h"
+#include "simd/neon_column.h"
 #include "simd/unroll.h"
 
 namespace nibblas {
@@ -165,8 +166,8 @@ struct NeonRegisters {
   }
   template <int n>
   static I32 shr(I32 x) {
-    return map<I32>(x, [](int32x4_t p) {
-      return vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(p), n));
+    return map<I32>(x, [](int32x4_t p) {  // the instruction has 1 .. 32
+      return n ? vreinterpretq_s32_u32(vshrq_n_u32(vreinterpretq_u32_s32(p), n ? n : 32)) : p;
     });
   }
   template <int n>
@@ -259,8 +260,6 @@ struct NeonRegisters {
   static NIBBLAS_INLINE void hide(I32& x) {
 #if defined(__GNUC__)
     __asm__ volatile("" : "+w"(x.a), "+w"(x.b), "+w"(x.c), "+w"(x.d));
-#else
-    static_cast<void>(x);
 #endif
   }
 
@@ -287,8 +286,7 @@ struct NeonRegisters {
     }
     const auto swap = [](int32x4_t& p, int32x4_t& q) {
       const int32x4_t t = p;
-      p = q;
-      q = t;
+      p = q, q = t;
     };
     for (int i = 0; i < 4; ++i) {
       swap(r[i].b, r[i + 4].a);
@@ -342,11 +340,14 @@ struct NeonRegisters {
   // acc + both products of the int16 halves of x and y.
   static void dot_i16(int32x4_t& acc0, int32x4_t& acc1, int32x4_t x0, int32x4_t x1, int32x4_t y0,
                       int32x4_t y1) {
-    const auto halves = [](int32x4_t p) { return vreinterpretq_s16_s32(p); };
-    const int16x8_t x_low = vuzp1q_s16(halves(x0), halves(x1));
-    const int16x8_t y_low = vuzp1q_s16(halves(y0), halves(y1));
-    const int16x8_t x_high = vuzp2q_s16(halves(x0), halves(x1));
-    const int16x8_t y_high = vuzp2q_s16(halves(y0), halves(y1));
+    const auto low = [](int32x4_t p, int32x4_t q) {
+      return vuzp1q_s16(vreinterpretq_s16_s32(p), vreinterpretq_s16_s32(q));
+    };
+    const auto high = [](int32x4_t p, int32x4_t q) {
+      return vuzp2q_s16(vreinterpretq_s16_s32(p), vreinterpretq_s16_s32(q));
+    };
+    const int16x8_t x_low = low(x0, x1), x_high = high(x0, x1);
+    const int16x8_t y_low = low(y0, y1), y_high = high(y0, y1);
     acc0 = vmlal_s16(acc0, vget_low_s16(x_low), vget_low_s16(y_low));
     acc1 = vmlal_high_s16(acc1, x_low, y_low);
     acc0 = vmlal_s16(acc0, vget_low_s16(x_high), vget_low_s16(y_high));
@@ -358,34 +359,12 @@ struct NeonRegisters {
     return acc;
   }
 
-  // The words of x that MR rows of a tile multiply a step with, in registers of four, so that each
-  // multiplication takes its lane and nothing is broadcast: to many CPUs that costs as much as a
-  // multiplication.
-  template <int MR>
-  struct Column {
-    int32x4_t words[(MR + 3) / 4];
-  };
   template <int lane>
-  struct Lane {
-    int32x4_t words;
-  };
+  using Lane = NeonLane<lane>;
   template <int MR>
-  static NIBBLAS_INLINE Column<MR> load_column(const int32_t* p) {
-    Column<MR> column;
-    constexpr int whole = MR / 4;
-    constexpr int rest = MR % 4;
-    unroll<whole>([&](auto i) NIBBLAS_INLINE_LAMBDA {
-      column.words[i.value] = vld1q_s32(p + 4 * i.value);
-    });
-    if constexpr (rest == 1) column.words[whole] = vld1q_dup_s32(p + 4 * whole);
-    if constexpr (rest >= 2) {
-      column.words[whole] = vcombine_s32(vld1_s32(p + 4 * whole), vdup_n_s32(0));
-    }
-    if constexpr (rest == 3) {
-      column.words[whole] = vld1q_lane_s32(p + 4 * whole + 2, column.words[whole], 2);
-    }
-    return column;
-  }
+  using Column = NeonColumn<MR>;
+  template <int MR>
+  static NIBBLAS_INLINE Column<MR> load_column(const int32_t* p) { return load_neon_column<MR>(p); }
   template <int m, int MR>
   static NIBBLAS_INLINE Lane<m % 4> lane_of(const Column<MR>& column) {
     return {column.words[m / 4]};
