@@ -39,6 +39,11 @@ def target_sources() -> list[tuple[str, Path]]:
     return [(name, path) for name, path in files if archs.get(name) in ("any", this_arch())]
 
 
+def arch_of(build: Path) -> str:
+    cache = (build / "CMakeCache.txt").read_text()
+    return "x86_64" if "NIBBLAS_COMPILES_X86_64:INTERNAL=1" in cache else "aarch64"
+
+
 def run(*command: object) -> str:
     words = [str(part) for part in command]
     return subprocess.run(words, check=True, capture_output=True, text=True).stdout

@@ -83,7 +83,7 @@ ARM_CLASSES = (
     ("dotprod", r"[su]dot\b.*"),
     ("i8mm", r"(usdot|sudot|[su]mmla|usmmla)\b.*"),
     ("sve", r".*\b[zp]\d+(\.[bhsdq]|/[mz]).*|(ptrue|cnt[bhwd]|rdvl|addvl|while\w+)\b.*"),
-    ("bf16", r"bf\w+\b.*"),
+    ("bf16", r"bf(dot|mmla|mlal[bt]|cvtn?2?)\b.*"),
     ("lse", r"(swp|casp?|(ld|st)(add|clr|eor|set|[su]max|[su]min))(a|l|al)?[bh]?\b.*"),
     ("rdm", r"sqrdml[as]h\b.*"),
     ("rcpc", r"ldapu?r\w*\b.*"),
@@ -103,6 +103,7 @@ def arm_class(text: str) -> str:
 def instructions(path: Path, arch: str, objdump: str = "objdump") -> Counter[tuple[str, str]]:
     """How often a file holds each (class, name) above the base of the architecture."""
     found: Counter[tuple[str, str]] = Counter()
+    before = ""
     for line in run(objdump, "-d", "-w", path).splitlines():
         parts = line.split("\t")
         if len(parts) < 3:
@@ -112,6 +113,9 @@ def instructions(path: Path, arch: str, objdump: str = "objdump") -> Counter[tup
             kind = x86_class(parts[1].split(), text)
         else:
             kind = arm_class(text)
+            if kind == "lse" and before.startswith("cbz\tw16,"):
+                kind = "base"  # in libgcc's atomics, which ask the CPU first
+            before = text
         found[kind, re.sub(r"^\{\w+\} ", "", text).split()[0] if text else ""] += 1
     return found
 

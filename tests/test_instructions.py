@@ -7,11 +7,10 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
-from .builds import BUILDS, COMPILER, TARGETS, target_sources, this_arch
+from .builds import BUILDS, COMPILER, TARGETS, arch_of, this_arch
 from .instructions import ALLOWED, above, arm_class, instructions
 
 X86 = this_arch() == "x86_64"
@@ -20,10 +19,8 @@ needs_tools = pytest.mark.skipif(
 )
 
 
-def objects_of(build: Path, library: str) -> list[Path]:
-    found = sorted((build / "CMakeFiles" / f"{library}.dir" / "csrc").rglob("*.o"))
-    assert found, f"no objects of {library} in {build}"
-    return found
+def objdump_for(arch: str) -> str:
+    return "objdump" if arch == this_arch() else f"{arch}-linux-gnu-objdump"
 
 
 def test_every_target_says_what_it_may_hold():
@@ -33,21 +30,27 @@ def test_every_target_says_what_it_may_hold():
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.name)
 def test_instructions_of_a_build(build):
     """The baseline is plain, a target has its own, and the library has no other than its files."""
+    arch = arch_of(build)
+    objdump = objdump_for(arch)
+    folders = {"_nibblas": "scalar"} | {
+        f"nibblas_{name}": name
+        for name, target in TARGETS["targets"].items()
+        if target["arch"] in ("any", arch)
+    }
     wrong = {}
     parts: Counter[tuple[str, str]] = Counter()
-    for target in ("_nibblas", *dict(target_sources())):
-        library = target if target == "_nibblas" else f"nibblas_{target}"
-        for path in objects_of(build, library):
-            found = instructions(path, this_arch())
-            if bad := above(found, "scalar" if target == "_nibblas" else target):
-                wrong[f"{target}: {path.name}"] = bad
+    for folder, target in folders.items():
+        objects = sorted((build / "CMakeFiles" / f"{folder}.dir" / "csrc").rglob("*.o"))
+        assert objects, f"no objects in {folder}.dir of {build}"
+        for path in objects:
+            found = instructions(path, arch, objdump)
+            if bad := above(found, target):
+                wrong[f"{folder}: {path.name}"] = bad
             parts += found
-            assert sum(found.values()), path
     assert not wrong
-    (library_file,) = build.glob("_nibblas*.so")
-    whole = instructions(library_file, this_arch())
-    extra = whole - parts
-    assert not above(extra, "scalar"), "of what the linker added"
+    (library,) = build.glob("_nibblas*.so")
+    extra = instructions(library, arch, objdump) - parts
+    assert not above(extra, "scalar"), "what the library has and no object has"
 
 
 # One instruction of each class, for x86-64, with the targets that may hold it.
@@ -117,6 +120,8 @@ def test_flags_of_a_higher_target_are_found(target, tmp_path):
         ("fcvt\ts0, h1", "base"),
         ("ldr\th0, [x1]", "base"),
         ("ldaxr\tw0, [x1]", "base"),
+        ("bfxil\tw0, w1, #0, #8", "base"),
+        ("bfdot\tv0.4s, v1.8h, v2.8h", "bf16"),
         ("stp\tx29, x30, [sp, #-16]!", "base"),
         ("fmla\tv0.4s, v1.4s, v2.s[0]", "base"),
         ("sdot\tv0.4s, v1.16b, v2.4b[0]", "dotprod"),
