@@ -14,7 +14,7 @@ import platform
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -96,6 +96,14 @@ variants_and_groups = pytest.mark.parametrize(
         for group in groups_of(variant)
     ],
 )
+
+
+def some_emulated(values: Iterable[Any], chosen: Container[Any]) -> list[Any]:
+    """Parameters, of which emulated CPUs, each many times slower, take only the chosen ones."""
+    mark = pytest.mark.emulated
+    return [pytest.param(v, marks=mark) if v in chosen else v for v in values]
+
+
 groups = pytest.mark.parametrize("group", GROUPS, ids=lambda group: f"g{group}")
 computes = pytest.mark.parametrize("compute", COMPUTES)
 floats = pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.name)

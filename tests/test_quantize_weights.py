@@ -16,12 +16,15 @@ from .cases import (
     BFLOAT16,
     FLOATS,
     TARGETS,
+    VARIANTS,
+    Variant,
     assert_same_bits,
     floats,
     groups,
     random_bits,
     random_weight,
     random_x,
+    some_emulated,
     stored_group,
     tail_depth,
     variants,
@@ -37,6 +40,7 @@ from .quantize_cases import (
 )
 
 SCALE_TYPES = ("float16", "float32", "bfloat16")
+EVERY_WAY = (*VARIANTS, Variant("ternary", "symmetric"), Variant("mxfp4", "symmetric"))
 
 
 def scale_type_of(variant, rng):
@@ -89,8 +93,7 @@ def test_any_values(variant, rows, rule, index):
         check_quantize(w, variant, group, rule, scale_types[index % len(scale_types)])
 
 
-@pytest.mark.emulated
-@quantized
+@pytest.mark.parametrize("variant", some_emulated(QUANTIZED, EVERY_WAY), ids=str)
 def test_sizes_at_the_ends_of_the_range(variant, rng):
     """Scales that are just finite or just not, subnormal or just 0, in each type."""
     ends = {

@@ -120,6 +120,13 @@ def emulated_python(name: str, folder: Path) -> Iterator[tuple[Path, dict[str, s
         yield x86_python(Path(temporary), cpu.model), environment
 
 
+def marked_files() -> list[str]:
+    """The test files that use the mark: to collect all the others, too, takes an emulator long."""
+    files = sorted((ROOT / "tests").glob("test_*.py"))
+    used = [path for path in files if "mark.emulated" in path.read_text(encoding="utf-8")]
+    return [str(path.relative_to(ROOT)) for path in used]
+
+
 def run_tests(name: str, folder: Path, pytest_arguments: list[str], limit: int) -> bool:
     """Run pytest on that CPU, print what it printed; whether it passed."""
     started, cut = time.monotonic(), ("timeout", str(limit)) if limit else ()
@@ -182,6 +189,9 @@ def main() -> None:
                 subprocess.run([command, *arguments.given], env=environment).returncode
             )
     selection = ["-q"] if arguments.full else ["-q", "-m", "emulated"]
+    named = any((ROOT / word.partition("::")[0]).exists() for word in arguments.given)
+    if not (arguments.full or named):
+        selection += marked_files()
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         runs = [
             pool.submit(run_tests, name, folder, selection + arguments.given, arguments.limit)
