@@ -160,7 +160,9 @@ def test_a_limit_on_memory_is_met_by_memory_errors(arenas):
     for name, codes in outcomes.items():
         assert set(codes) <= {10, 11}, (name, codes)  # negative: the signal that ended the process
         assert codes[-1] == 10, (name, codes)
-    assert sum(11 in codes for codes in outcomes.values()) >= 20, outcomes
+    # With several arenas most calls find room in what another thread's has set aside.
+    enough = 20 if arenas == "1" else 1
+    assert sum(11 in codes for codes in outcomes.values()) >= enough, outcomes
 
 
 @pytest.fixture(scope="module")

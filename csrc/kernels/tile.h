@@ -193,7 +193,8 @@ NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, 
   }
 }
 
-// int32 sums of a tile that are needed now and then: in registers, or in memory where those are few.
+// int32 sums of a tile that are needed now and then: in registers, or in memory where those are
+// few.
 template <class T, int MR, int NV, bool kInRegisters>
 struct Sums {
   typename T::I32 values[MR][NV];
