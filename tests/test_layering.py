@@ -169,9 +169,17 @@ def check_object(path: Path) -> None:
         assert "init_array" not in run("objdump", "-h", path), "no static initializers"
 
 
+# Others' text with another dot product.
+DERIVED = {"avxvnni", "avx512", "neon_dotprod", "neon_i8mm"}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not COMPILER or not shutil.which("nm"), reason="needs a compiler and nm")
-@pytest.mark.parametrize(("name", "source"), target_sources(), ids=lambda x: getattr(x, "stem", ""))
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [(name, source) for name, source in target_sources() if source.stem not in DERIVED],
+    ids=lambda x: getattr(x, "stem", ""),
+)
 def test_targets_export_one_symbol_and_no_weak_one(name, source, tmp_path):
     """At -O0, where nothing is inlined that need not be; CI looks at its builds' objects, too."""
     flags = [*TARGETS["common"]["gnu"], *TARGETS["kernels"]["gnu"]]
