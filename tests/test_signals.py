@@ -198,6 +198,7 @@ def test_many_interruptions_lose_nothing(threads, rng, alarm):
 CTRL_C = """
 import _thread, os, signal, sys, threading, time
 import numpy as np, nibblas
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 w = nibblas.quantize(np.ones((1000, 1000), np.float32))
 x = np.ones((5, 1000), np.float32)
 expected = nibblas.linear(x, w)
@@ -226,6 +227,7 @@ def test_ctrl_c(threads):
 def test_ctrl_c_ends_the_process_that_does_not_catch_it():
     code = """
 import os, signal, sys, threading, time, numpy as np, nibblas
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.excepthook = lambda kind, *_: (print(kind.__name__, flush=True), os._exit(0))
 w = nibblas.quantize(np.ones((1000, 1000), np.float32))
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
