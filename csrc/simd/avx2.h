@@ -275,18 +275,13 @@ struct Avx2 {
   // Operands of at most 127: vpmaddubsw pair sums stay in int16 for 32767 / (2 * top * 128) steps,
   // with 4 bits 8 (8 * 2 * 15 * 128 = 30,720), with 7 bits 1 (2 * 127 * 128 = 32,512); then
   // vpmaddwd widens them, and multiplies them with a factor by the way.
-  struct NarrowDot : DotDefaults<NarrowDot> {
+  struct NarrowDot : I32Dot<Avx2, NarrowDot> {
     using W = I32;
-    using X = __m256i;
     using Acc = I32;
+    using X = __m256i;
     static constexpr bool kNarrow = true;
     static constexpr int64_t most_steps(int top) { return 32767 / (2 * 128 * top); }
-    template <int part>
-    static W operand(I32 quad) { return quad; }
-    static W load_w(const uint8_t* p) { return load_i32(p); }
-    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm256_set1_epi32(*p); }
-    static Acc empty() { return zero_i32(); }
     static Acc step(Acc acc, W w, X x) {
       return {_mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.lo, x)),
               _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.hi, x))};
@@ -302,10 +297,10 @@ struct Avx2 {
   };
 
   // Larger ones, widened to int16: k0 and k2 of each output, then k1 and k3; the x words likewise.
-  struct WideDot : DotDefaults<WideDot> {
+  struct WideDot : I32Dot<Avx2, WideDot> {
     using W = I32;
-    using X = __m256i;
     using Acc = I32;
+    using X = __m256i;
     static constexpr int kQuadParts = 2;
     static constexpr bool kWideX = true;
     template <int part>
@@ -313,16 +308,8 @@ struct Avx2 {
       if constexpr (part > 0) return {_mm256_srli_epi16(quad.lo, 8), _mm256_srli_epi16(quad.hi, 8)};
       return and_i32(quad, set1_i32(0x00ff00ff));
     }
-    static W load_w(const uint8_t* p) { return load_i32(p); }
-    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm256_set1_epi32(*p); }
-    static Acc empty() { return zero_i32(); }
     static Acc step(Acc acc, W w, X x) { return dot_i16(acc, w, {x, x}); }
-    static I32 widen(Acc acc) { return acc; }
-    static I32 as_factor(I32 factor) { return factor; }
-    static I32 add_product(I32 total, Acc acc, I32 factor) {
-      return add_i32(total, mul_i32(acc, factor));
-    }
   };
 
   template <int top>

@@ -177,18 +177,13 @@ struct Avx512 {
   }
 
   // Operands of at most 127: see avx2.h for why int16 holds the sums, and for how many steps.
-  struct NarrowDot : DotDefaults<NarrowDot> {
+  struct NarrowDot : I32Dot<Avx512, NarrowDot> {
     using W = I32;
-    using X = I32;
     using Acc = I32;
+    using X = I32;
     static constexpr bool kNarrow = true;
     static constexpr int64_t most_steps(int top) { return 32767 / (2 * 128 * top); }
-    template <int part>
-    static W operand(I32 quad) { return quad; }
-    static W load_w(const uint8_t* p) { return load_i32(p); }
-    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm512_set1_epi32(*p); }
-    static Acc empty() { return zero_i32(); }
     static Acc step(Acc acc, W w, X x) {
       return _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, x));
     }
@@ -200,10 +195,10 @@ struct Avx512 {
   };
 
   // Larger ones, widened to int16: k0 and k2 of each output, then k1 and k3; the x words likewise.
-  struct WideDot : DotDefaults<WideDot> {
+  struct WideDot : I32Dot<Avx512, WideDot> {
     using W = I32;
-    using X = I32;
     using Acc = I32;
+    using X = I32;
     static constexpr int kQuadParts = 2;
     static constexpr bool kWideX = true;
     template <int part>
@@ -211,16 +206,8 @@ struct Avx512 {
       if constexpr (part > 0) return _mm512_srli_epi16(quad, 8);
       return and_i32(quad, set1_i32(0x00ff00ff));
     }
-    static W load_w(const uint8_t* p) { return load_i32(p); }
-    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm512_set1_epi32(*p); }
-    static Acc empty() { return zero_i32(); }
     static Acc step(Acc acc, W w, X x) { return dot_i16(acc, w, x); }
-    static I32 widen(Acc acc) { return acc; }
-    static I32 as_factor(I32 factor) { return factor; }
-    static I32 add_product(I32 total, Acc acc, I32 factor) {
-      return add_i32(total, mul_i32(acc, factor));
-    }
   };
 
   template <int top>

@@ -18,24 +18,14 @@ struct Avx512Vnni : Avx512 {
   static I32 dot_i16(I32 acc, I32 a, I32 b) { return _mm512_dpwssd_epi32(acc, a, b); }
 
   // Unsigned weight operands times signed activation codes, in int32: see kSegment.
-  struct U8Dot : DotDefaults<U8Dot> {
+  struct U8Dot : I32Dot<Avx512Vnni, U8Dot> {
     using W = I32;
-    using X = I32;
     using Acc = I32;
+    using X = I32;
     static constexpr bool kSplits = true;
     static constexpr bool kPlaneIsOperand = true;
-    template <int part>
-    static W operand(I32 quad) { return quad; }
-    static W load_w(const uint8_t* p) { return load_i32(p); }
-    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm512_set1_epi32(*p); }
-    static Acc empty() { return zero_i32(); }
     static Acc step(Acc acc, W w, X x) { return _mm512_dpbusd_epi32(acc, w, x); }
-    static I32 widen(Acc acc) { return acc; }
-    static I32 as_factor(I32 factor) { return factor; }
-    static I32 add_product(I32 total, Acc acc, I32 factor) {
-      return add_i32(total, mul_i32(acc, factor));
-    }
   };
   template <int top>
   using DotFor = U8Dot;

@@ -21,25 +21,15 @@ struct AvxVnni : Avx2 {
   }
 
   // Unsigned weight operands times signed activation codes, in int32: see kSegment.
-  struct U8Dot : DotDefaults<U8Dot> {
+  struct U8Dot : I32Dot<AvxVnni, U8Dot> {
     using W = I32;
-    using X = __m256i;
     using Acc = I32;
+    using X = __m256i;
     static constexpr bool kSplits = true;
     static constexpr bool kPlaneIsOperand = true;
-    template <int part>
-    static W operand(I32 quad) { return quad; }
-    static W load_w(const uint8_t* p) { return load_i32(p); }
-    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return _mm256_set1_epi32(*p); }
-    static Acc empty() { return zero_i32(); }
     static Acc step(Acc acc, W w, X x) {
       return {_mm256_dpbusd_avx_epi32(acc.lo, w.lo, x), _mm256_dpbusd_avx_epi32(acc.hi, w.hi, x)};
-    }
-    static I32 widen(Acc acc) { return acc; }
-    static I32 as_factor(I32 factor) { return factor; }
-    static I32 add_product(I32 total, Acc acc, I32 factor) {
-      return add_i32(total, mul_i32(acc, factor));
     }
   };
   template <int top>

@@ -29,5 +29,26 @@ struct DotDefaults {
   static NIBBLAS_INLINE auto row(const int32_t* column) { return Dot::load_x(column + m); }
 };
 
+// The rest of a Dot whose operands W and sums Acc are I32 of the simd type T. (Templates, since T
+// is not complete where its own Dots are defined, and GCC warns of __m512i as an argument of one.)
+template <class T, class Dot>
+struct I32Dot : DotDefaults<Dot> {
+  template <int part, class W>
+  static W operand(W quad) { return quad; }
+  static auto load_w(const uint8_t* p) { return T::load_i32(p); }
+  template <class W>
+  static void store_w(uint8_t* p, W w) { T::store_i32(p, w); }
+  static auto empty() { return T::zero_i32(); }
+  template <class Acc>
+  static Acc widen(Acc acc) { return acc; }
+  // total + acc * factor, the factor (-128 .. 255) as `as_factor` has made it.
+  template <class Factor>
+  static Factor as_factor(Factor factor) { return factor; }
+  template <class Acc>
+  static Acc add_product(Acc total, Acc acc, Acc factor) {
+    return T::add_i32(total, T::mul_i32(acc, factor));
+  }
+};
+
 }  // namespace
 }  // namespace nibblas

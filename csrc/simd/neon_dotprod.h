@@ -13,23 +13,20 @@ struct NeonDotprod : NeonRegisters {
   // Both operands are signed: below 128 they are as they are, 8-bit codes are less 128 by one eor,
   // and their zero points, too. The words of x are lanes of a register: see load_column.
   template <bool large>
-  struct SignedDot : DotDefaults<SignedDot<large>> {
+  struct SignedDot : I32Dot<NeonDotprod, SignedDot<large>> {
     using W = I32;
     using Acc = I32;
     static constexpr int kBias = large ? 128 : 0;
     static constexpr bool kSplits = true;
     template <int part>
-    static W operand(I32 quad) {
+    static W operand(W quad) {
       if constexpr (!large) return quad;
       return xor_i32(quad, set1_i32(static_cast<int32_t>(0x80808080)));
     }
-    static W load_w(const uint8_t* p) { return load_i32(p); }
-    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     template <int MR>
     static Column<MR> load_column(const int32_t* p) { return NeonRegisters::load_column<MR>(p); }
     template <int m, int MR>
     static Lane<m % 4> row(const Column<MR>& column) { return lane_of<m>(column); }
-    static Acc empty() { return zero_i32(); }
     template <int lane>
     static Acc step(Acc acc, W w, Lane<lane> x) {
       const int8x16_t words = vreinterpretq_s8_s32(x.words);
@@ -37,8 +34,6 @@ struct NeonDotprod : NeonRegisters {
         return vdotq_laneq_s32(sum, vreinterpretq_s8_s32(v), words, lane);
       });
     }
-    static I32 widen(Acc acc) { return acc; }
-    static I32 as_factor(I32 factor) { return factor; }
     static I32 add_product(I32 total, Acc acc, I32 factor) {
       return mul_add_i32(acc, factor, total);
     }

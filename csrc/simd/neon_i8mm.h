@@ -11,20 +11,15 @@ namespace {
 struct NeonI8mm : NeonRegisters {
   static constexpr const char* kName = "neon_i8mm";
 
-  struct MixedDot : DotDefaults<MixedDot> {
+  struct MixedDot : I32Dot<NeonI8mm, MixedDot> {
     using W = I32;
     using Acc = I32;
     static constexpr bool kSplits = true;
     static constexpr bool kPlaneIsOperand = true;
-    template <int part>
-    static W operand(I32 quad) { return quad; }
-    static W load_w(const uint8_t* p) { return load_i32(p); }
-    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     template <int MR>
     static Column<MR> load_column(const int32_t* p) { return NeonRegisters::load_column<MR>(p); }
     template <int m, int MR>
     static Lane<m % 4> row(const Column<MR>& column) { return lane_of<m>(column); }
-    static Acc empty() { return zero_i32(); }
     template <int lane>
     static Acc step(Acc acc, W w, Lane<lane> x) {
       const int8x16_t words = vreinterpretq_s8_s32(x.words);
@@ -32,8 +27,6 @@ struct NeonI8mm : NeonRegisters {
         return vusdotq_laneq_s32(sum, vreinterpretq_u8_s32(v), words, lane);
       });
     }
-    static I32 widen(Acc acc) { return acc; }
-    static I32 as_factor(I32 factor) { return factor; }
     static I32 add_product(I32 total, Acc acc, I32 factor) {
       return mul_add_i32(acc, factor, total);
     }

@@ -285,18 +285,12 @@ struct Scalar {
 
   // Unsigned weight operands times signed activation codes, four consecutive k a step. The lanes
   // are taken byte by byte, so that any byte order of the CPU gives the same.
-  struct U8Dot : DotDefaults<U8Dot> {
+  struct U8Dot : I32Dot<Scalar, U8Dot> {
     using W = I32;
-    using X = int32_t;
     using Acc = I32;
+    using X = int32_t;
     static constexpr bool kPlaneIsOperand = true;
-    template <int part>
-    static W operand(I32 quad) { return quad; }
-    static W load_w(const uint8_t* p) { return load_i32(p); }
-    static void store_w(uint8_t* p, W w) { store_i32(p, w); }
     static X load_x(const int32_t* p) { return *p; }
-    static Acc empty() { return zero_i32(); }
-    static I32 widen(Acc acc) { return acc; }
     static int32_t signed_byte(int32_t word, int i) {
       return static_cast<int8_t>(u(word) >> 8 * i & 0xff);
     }
@@ -311,11 +305,6 @@ struct Scalar {
         const int32_t w3 = static_cast<int32_t>(word >> 24);
         return u(acc.v[i]) + u(w0 * x0 + w1 * x1 + w2 * x2 + w3 * x3);
       });
-    }
-    // total + acc * factor, the factor (-128 .. 255) as `as_factor` has made it.
-    static I32 as_factor(I32 factor) { return factor; }
-    static I32 add_product(I32 total, Acc acc, I32 factor) {
-      return add_i32(total, mul_i32(acc, factor));
     }
   };
   // What multiplies operands of 0 .. top.
