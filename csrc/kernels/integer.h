@@ -87,7 +87,7 @@ template <class T, class Operands>
 void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
                         int64_t row1, void* scratch) {
   using Ops = typename Operands::Ops;
-  if constexpr (straight<Ops>(Operands::kBits, GroupKind::constant)) {
+  if constexpr (straight(Operands::kBits, GroupKind::constant)) {
     if (takes_planes<T, Ops>(*job.weight, job.x.rows)) {
       return for_each_gemv_tile<T>(
           job.x, panel0, panel1, reads_one_stream<T>(*job.weight, job.x.rows),

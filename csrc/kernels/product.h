@@ -10,24 +10,18 @@ namespace {
 
 // What few rows may multiply straight from the planes. Other widths are expanded first, to keep the
 // code small: expanding them is faster than memory, but at one row what it takes comes on top. (A
-// step must fit narrow sums, and end with a group: q3_k has groups of 16 and 1-bit planes 32 deep.)
-template <class Ops>
+// step must end with a group: q3_k has groups of 16 and 1-bit planes 32 deep.)
 constexpr bool straight(int bits, GroupKind kind) {
-  if (bits == 4 || bits == 8) return true;
-  if (kind != GroupKind::two_level || bits == 3) return false;
-  if constexpr (Ops::kNarrow) {
-    return Ops::most_steps((1 << bits) - 1) * Ops::kQuads >= whole_quads(bits);
-  } else {
-    return true;
-  }
+  return bits == 4 || bits == 8 || (kind == GroupKind::two_level && bits != 3);
 }
 
 // Whether few rows do so here: operands of a codebook may be too large for narrow sums.
 template <class T, class Ops>
 bool takes_planes(const Weight& w, int64_t rows) {
-  if (!straight<Ops>(w.bits, group_kind<Ops>(w)) || rows > straight_rows<T>(w)) return false;
+  if (!straight(w.bits, group_kind<Ops>(w)) || rows > straight_rows<T>(w)) return false;
   if constexpr (Ops::kNarrow) {
-    return Ops::most_steps(w.top_operand) * Ops::kQuads >= whole_quads(w.bits);
+    return w.codebook_type == CodebookType::none ||
+           Ops::most_steps(w.top_operand) * Ops::kQuads >= whole_quads(w.bits);
   } else {
     return true;
   }
@@ -63,7 +57,7 @@ template <class T, class Operands, GroupKind kGroups>
 void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
                 void* scratch) {
   using Ops = typename Operands::Ops;
-  if constexpr (straight<Ops>(Operands::kBits, kGroups)) {
+  if constexpr (straight(Operands::kBits, kGroups)) {
     if (takes_planes<T, Ops>(*job.weight, job.x.rows)) {
       return gemv<T, Operands, kGroups>(job, panel0, panel1, scratch);
     }

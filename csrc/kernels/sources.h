@@ -114,6 +114,16 @@ constexpr int kSupersAhead = 2;  // measured: 1 and 4 are 2 and 4 % slower
 // Ahead of each of several streams, whose sum covers the latency of DRAM.
 constexpr int64_t kPrefetchBytes = 2048;
 
+// Parts of a step that narrow sums hold for sure: all, or a half or a fourth of them ... (Of a
+// codebook only the weight knows: see takes_planes.)
+template <class Operands>
+constexpr int narrow_run(int parts) {
+  if constexpr (Operands::Ops::kNarrow && !Operands::kLookup) {
+    while (parts > Operands::Ops::most_steps((1 << Operands::kBits) - 1)) parts /= 2;
+  }
+  return parts;
+}
+
 // Codes straight from the planes: NV panels in flight. Of two-level schemes what groups are
 // combined with comes straight from its planes, too, from the matrix's first group on.
 template <class T, class Operands_, GroupKind kGroups, int NV>
@@ -123,6 +133,7 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   using Reader = CodeReader<T, Operands::kBits, Ops::kQuads>;
   static constexpr int kPanels = NV;
   static constexpr int kParts = Reader::kQuads / Ops::kQuads * Ops::kQuadParts;
+  static constexpr int kRun = narrow_run<Operands>(kParts);
   static constexpr GroupKind kKind = kGroups;
 
   Operands operands;
@@ -200,6 +211,7 @@ struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
   using Ops = Ops_;
   static constexpr int kPanels = NV;
   static constexpr int kParts = 1;
+  static constexpr int kRun = 1;
   static constexpr GroupKind kKind = kGroups;
 
   BlockSource(const Weight& w, const Block& b) : GroupSource<T, Ops, kGroups, NV>(w, b) {}

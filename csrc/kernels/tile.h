@@ -23,7 +23,46 @@ NIBBLAS_INLINE void for_tile(const F& f) {
   });
 }
 
-// acc += the products of `steps` steps of the source, at least one, with the words of x.
+// acc += the products of operand `part` of a step, with the step's words of x.
+template <class T, int MR, int part, class Source>
+NIBBLAS_INLINE void multiply_part_of_step(
+    const Source& w, const typename Source::Raw (&raw)[Source::kPanels], const int32_t* x,
+    typename Source::Ops::Acc (&acc)[MR][Source::kPanels]) {
+  using Ops = typename Source::Ops;
+  constexpr int NV = Source::kPanels;
+  typename Ops::W operand[NV];
+  unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+    operand[n.value] = w.template operand<part>(n.value, raw[n.value]);
+  });
+  const auto column = Ops::template load_column<MR>(x + part * MR * Ops::kQuads);
+  unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
+    const auto xm = Ops::template row<m.value, MR>(column);
+    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+      acc[m.value][n.value] = Ops::step(acc[m.value][n.value], operand[n.value], xm);
+    });
+  });
+  // Where registers are few, GCC would add up products of several parts first and spill sums.
+  if constexpr (T::kPinsSums && !Ops::kFloat) {
+    for_tile<MR, NV>(
+        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { T::hide(acc[m.value][n.value]); });
+    NIBBLAS_MEMORY_BARRIER();  // or it would load all of x first
+  }
+}
+
+// f(raw, x) for each of `steps` steps of the source, at least one.
+template <int MR, class Source, class F>
+NIBBLAS_INLINE void for_steps(Source& w, const int32_t*& x, int64_t steps, const F& f) {
+  do {
+    typename Source::Raw raw[Source::kPanels];
+    unroll<Source::kPanels>(
+        [&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.load(n.value); });
+    f(raw, x);
+    x += Source::kParts * MR * Source::Ops::kQuads;
+    w.next();
+  } while (--steps > 0);
+}
+
+// acc += the products of `steps` steps of the source, with the words of x.
 template <class T, int MR, class Source>
 NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
                                    typename Source::Ops::Acc (&acc)[MR][Source::kPanels]) {
@@ -38,35 +77,15 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
     for_tile<MR, NV>(
         [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { odd[m.value][n.value] = T::zero_i32(); });
   }
-  do {
-    typename Source::Raw raw[NV];
-    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.load(n.value); });
+  for_steps<MR>(w, x, steps, [&](const auto& raw, const int32_t* words) NIBBLAS_INLINE_LAMBDA {
     unroll<Source::kParts>([&](auto part) NIBBLAS_INLINE_LAMBDA {
-      typename Ops::W operand[NV];
-      unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-        operand[n.value] = w.template operand<part.value>(n.value, raw[n.value]);
-      });
-      const auto column = Ops::template load_column<MR>(x + part.value * MR * Ops::kQuads);
-      unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-        const auto xm = Ops::template row<m.value, MR>(column);
-        unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-          if constexpr (split && part.value % 2) {
-            odd[m.value][n.value] = Ops::step(odd[m.value][n.value], operand[n.value], xm);
-          } else {
-            acc[m.value][n.value] = Ops::step(acc[m.value][n.value], operand[n.value], xm);
-          }
-        });
-      });
-      // Where registers are few, GCC would add up products of several parts first and spill sums.
-      if constexpr (T::kPinsSums && !Ops::kFloat) {
-        for_tile<MR, NV>(
-            [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { T::hide(acc[m.value][n.value]); });
-        NIBBLAS_MEMORY_BARRIER();  // or it would load all of x first
+      if constexpr (split && part.value % 2) {
+        multiply_part_of_step<T, MR, part.value>(w, raw, words, odd);
+      } else {
+        multiply_part_of_step<T, MR, part.value>(w, raw, words, acc);
       }
     });
-    x += Source::kParts * MR * Ops::kQuads;
-    w.next();
-  } while (--steps > 0);
+  });
   if constexpr (split) {
     for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
       acc[m.value][n.value] = T::add_i32(acc[m.value][n.value], odd[m.value][n.value]);
@@ -74,15 +93,38 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
   }
 }
 
-// add(acc, first) for sums of at most as many steps as narrow accumulators hold, in order.
+// add(acc, first) for sums of at most as many steps, or parts of one, as narrow accumulators hold,
+// in order.
 template <class T, int MR, class Source, class Add>
 NIBBLAS_INLINE void sum_narrow(Source& w, const int32_t*& x, int64_t steps, const Add& add) {
-  using Ops = typename Source::Ops;
+  using Acc = typename Source::Ops::Acc;
+  constexpr int NV = Source::kPanels;
+  const auto empty = [](Acc (&acc)[MR][NV]) NIBBLAS_INLINE_LAMBDA {
+    for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
+      acc[m.value][n.value] = Source::Ops::empty();
+    });
+  };
+  constexpr int run = Source::kRun;
+  if constexpr (run < Source::kParts) {
+    bool first = true;
+    for_steps<MR>(
+        w, x, steps, [&](const auto& raw, const int32_t* words) NIBBLAS_INLINE_LAMBDA {
+          unroll<Source::kParts / run>([&](auto r) NIBBLAS_INLINE_LAMBDA {
+            Acc acc[MR][NV];
+            empty(acc);
+            unroll<run>([&](auto i) NIBBLAS_INLINE_LAMBDA {
+              multiply_part_of_step<T, MR, r.value * run + i.value>(w, raw, words, acc);
+            });
+            add(acc, first);
+            first = false;
+          });
+        });
+    return;
+  }
   const int64_t limit = w.most_steps();
   const auto chunk = [&](int64_t count, bool first) NIBBLAS_INLINE_LAMBDA {
-    typename Ops::Acc acc[MR][Source::kPanels];
-    for_tile<MR, Source::kPanels>(
-        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { acc[m.value][n.value] = Ops::empty(); });
+    Acc acc[MR][NV];
+    empty(acc);
     multiply_steps<T, MR>(w, x, count, acc);
     add(acc, first);
   };
@@ -259,9 +301,22 @@ NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers
       });
     }
     for (int64_t g = 0; g < groups; ++g) {
+      // Factors that serve several runs are loaded once.
+      constexpr bool runs = Source::kRun < Source::kParts;
+      typename T::I32 factors[runs ? NV : 1];
+      if constexpr (runs) {
+        unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
+          factors[n.value] = w.factor(n.value, s * groups + g);
+        });
+      }
       const auto add = [&](auto& c, bool) NIBBLAS_INLINE_LAMBDA {
         unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-          const auto factor = w.factor(n.value, s * groups + g);
+          typename T::I32 factor;
+          if constexpr (runs) {
+            factor = factors[n.value];
+          } else {
+            factor = w.factor(n.value, s * groups + g);
+          }
           unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
             const auto total = totals.get(m.value, n.value);
             totals.set(m.value, n.value, Ops::add_product(total, c[m.value][n.value], factor));
