@@ -64,15 +64,14 @@ class CodeReader {
     return rows;
   }
 
-  // Asks for the n-th panel's rows `bytes` ahead of the step, into L2: as many misses of L1 as that
-  // would take are not to be had (on Zen 4 a product of one row ran at 2/3 of the bandwidth so).
+  // Asks for the n-th panel's rows `bytes` ahead of the step.
   NIBBLAS_INLINE void prefetch(int n, int64_t bytes) const {
-    unroll<kSlices>([&](auto s) NIBBLAS_INLINE_LAMBDA {
-      const uint8_t* from = row_[s.value] + n * stride_[s.value] + bytes;
-      unroll<rows_per_step<s.value>()>([&](auto i) NIBBLAS_INLINE_LAMBDA {
-        T::prefetch_l2(from + i.value * kRowBytes);
-      });
-    });
+    for_rows(n, [bytes](const uint8_t* row) NIBBLAS_INLINE_LAMBDA { T::prefetch(row + bytes); });
+  }
+  // The same into L2: as many misses of L1 as several streams would take are not to be had (on Zen 4
+  // a product of one row ran at 2/3 of the bandwidth so).
+  NIBBLAS_INLINE void prefetch_l2(int n, int64_t bytes) const {
+    for_rows(n, [bytes](const uint8_t* row) NIBBLAS_INLINE_LAMBDA { T::prefetch_l2(row + bytes); });
   }
 
   // Quad q of a step.
@@ -105,6 +104,16 @@ class CodeReader {
   }
 
  private:
+  // f(row) for the step's rows of the n-th panel.
+  template <class F>
+  NIBBLAS_INLINE void for_rows(int n, const F& f) const {
+    unroll<kSlices>([&](auto s) NIBBLAS_INLINE_LAMBDA {
+      const uint8_t* from = row_[s.value] + n * stride_[s.value];
+      unroll<rows_per_step<s.value>()>(
+          [&](auto i) NIBBLAS_INLINE_LAMBDA { f(from + i.value * kRowBytes); });
+    });
+  }
+
   template <int width, int low>
   static typename T::I32 mask() {
     return T::set1_i32(static_cast<int32_t>(0x01010101u * (((1u << width) - 1) << low)));

@@ -8,6 +8,8 @@
 namespace nibblas {
 namespace {
 
+constexpr int kMostPanels = 4;  // of outputs that are stored at once
+
 template <class T>
 NIBBLAS_NOINLINE typename T::F32 apply_activation(Activation activation, typename T::F32 y) {
   switch (activation) {
@@ -19,22 +21,23 @@ NIBBLAS_NOINLINE typename T::F32 apply_activation(Activation activation, typenam
   }
 }
 
-// acc: [rows][panels][16], rows from row0 and panels from `panel` on.
+// acc: [rows][panels][16], rows from row0 and panels from `panel` on. Row by row: the panels of a row
+// lie side by side, rows often a page apart.
 template <class T>
 NIBBLAS_NOINLINE void store_outputs(const ProductJob& job, int64_t panel, int panels, int64_t row0,
                                     int64_t rows, const float* acc) {
-  for (int n = 0; n < panels; ++n) {
-    const int64_t col = (panel + n) * kPanel;
-    const int64_t count = smaller(kPanel, job.weight->cols - col);
-    float bias_lanes[kPanel] = {};
-    if (job.bias) memcpy(bias_lanes, job.bias + col, static_cast<size_t>(count) * sizeof(float));
-    const auto bias = T::load(bias_lanes);
-    for (int64_t row = 0; row < rows; ++row) {
-      auto y = T::add(T::load(acc + (row * panels + n) * kPanel), T::zero_f32());
-      if (job.bias) y = T::add(y, bias);
+  const int64_t first = panel * kPanel;
+  const int64_t cols = smaller(panels * kPanel, job.weight->cols - first);
+  float bias[kMostPanels * kPanel] = {};
+  if (job.bias) memcpy(bias, job.bias + first, static_cast<size_t>(cols) * sizeof(float));
+  for (int64_t row = 0; row < rows; ++row, acc += panels * kPanel) {
+    char* to = mutable_row(job.y, row0 + row) + first * job.y.col_stride;
+    for (int64_t col = 0; col < cols; col += kPanel) {
+      auto y = T::add(T::load(acc + col), T::zero_f32());
+      if (job.bias) y = T::add(y, T::load(bias + col));
       if (job.activation != Activation::none) y = apply_activation<T>(job.activation, y);
-      char* to = mutable_row(job.y, row0 + row) + col * job.y.col_stride;
-      store_lanes<T>(to, job.y.col_stride, count, job.type, canonical_nan<T>(y));
+      store_lanes<T>(to + col * job.y.col_stride, job.y.col_stride, smaller(kPanel, cols - col),
+                     job.type, canonical_nan<T>(y));
     }
   }
 }

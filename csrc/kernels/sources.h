@@ -111,8 +111,11 @@ NIBBLAS_INLINE void prefetch_super(const Weight& w, int64_t panel, int64_t super
 }
 constexpr int kSupersAhead = 2;  // measured: 1 and 4 are 2 and 4 % slower
 
-// Ahead of each of several streams, whose sum covers the latency of DRAM.
+// Ahead of each of several streams, whose sum covers the latency of DRAM, and of one that several
+// rows slow down (held to AVX2, 4 and 8 rows of int4 and int8 took 0.86 to 0.90 of the time so; at
+// 1 and 2 rows it does harm).
 constexpr int64_t kPrefetchBytes = 2048;
+constexpr int64_t kPrefetchSlowBytes = 1024;
 
 // Parts of a step that narrow sums hold for sure: all, or a half or a fourth of them ... (Of a
 // codebook only the weight knows: see takes_planes.)
@@ -188,9 +191,14 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   static int64_t steps(int64_t depth) { return depth / Reader::kStep; }
   int64_t most_steps() const { return Ops::most_steps(this->weight.top_operand) / kParts; }
   using Raw = typename Reader::Rows;
+  template <int MR>
   NIBBLAS_INLINE Raw load(int n) const {
-    // One stream is best left to the hardware's prefetchers; they follow few, up to a 4 KB page.
-    if constexpr (NV > 1) reader.prefetch(n, kPrefetchBytes);
+    // One fast stream is best left to the hardware's prefetchers; they follow few, up to a 4 KB page.
+    if constexpr (NV > 1) {
+      reader.prefetch_l2(n, kPrefetchBytes);
+    } else if constexpr (MR > 2) {
+      reader.prefetch(n, kPrefetchSlowBytes);
+    }
     return reader.load(n);
   }
   template <int part>
@@ -219,6 +227,7 @@ struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
   static int64_t steps(int64_t depth) { return depth / 4 * Ops::kQuadParts / Ops::kQuads; }
   int64_t most_steps() const { return Ops::most_steps(this->weight.top_operand); }
   using Raw = typename Ops::W;
+  template <int>
   NIBBLAS_INLINE Raw load(int n) const {
     return Ops::load_w(this->block.rows + n * kOperandBytes<Ops>);
   }

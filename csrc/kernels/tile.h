@@ -55,7 +55,7 @@ NIBBLAS_INLINE void for_steps(Source& w, const int32_t*& x, int64_t steps, const
   do {
     typename Source::Raw raw[Source::kPanels];
     unroll<Source::kPanels>(
-        [&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.load(n.value); });
+        [&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.template load<MR>(n.value); });
     f(raw, x);
     x += Source::kParts * MR * Source::Ops::kQuads;
     w.next();

@@ -24,6 +24,9 @@ from nibblas.cli.peers._base import Bound, Kind, Model, Op, Weight
 ACCURACY = 1.1
 """We may err by so many times what a peer errs, and be compared with it."""
 
+LEAST_ERROR_ROWS = 16
+"""Rows that an error is taken from at least: of one row it says little of the library."""
+
 COLD_ROWS = 8
 """Unless asked for, more rows are not measured with cold weights: it hardly makes a difference."""
 
@@ -99,9 +102,10 @@ def run(settings: Settings, step: Callable[[str], None] = lambda label: None) ->
                 comparison.enter(Weight(kind, dense, settings.threads), modules)
                 for rows in settings.rows:
                     step(f"{shape} {kind.name}, {rows} rows")
-                    x = _input(rng, rows, shape.depth, kind)
+                    count = -(-LEAST_ERROR_ROWS // max(rows, 1))
+                    inputs = [_input(rng, rows, shape.depth, kind) for _ in range(count)]
                     for cold in settings.states(rows):
-                        cases += comparison.case(x, cold)
+                        cases += comparison.case(inputs, cold)
                 del comparison
                 gc.collect()  # sessions and interpreters refer to themselves
     return {
@@ -190,9 +194,10 @@ class _Comparison:
             }
         )
 
-    def case(self, x: Array, cold: bool) -> list[dict[str, Any]]:
-        """The results of all for one number of rows."""
-        entrants = list(self._ready(x, cold))
+    def case(self, inputs: Sequence[Array], cold: bool) -> list[dict[str, Any]]:
+        """The results of all for one number of rows: times with the first input."""
+        x = inputs[0]
+        entrants = list(self._ready(inputs, cold))
         own_once = entrants[0].once
         racing = [e for e in entrants if e.once < max(HOPELESS * own_once, LONG)]
         peaks: list[float] = []
@@ -212,31 +217,42 @@ class _Comparison:
         own = [entrant for entrant in entrants if entrant.peer == "nibblas"]
         return [self._result(x, cold, entrant, own, limits) for entrant in entrants]
 
-    def _ready(self, x: Array, cold: bool) -> Iterator[_Entrant]:
+    def _ready(self, inputs: Sequence[Array], cold: bool) -> Iterator[_Entrant]:
         """Those whose product works, with its error and a contender."""
-        some_x = x[:ERROR_ROWS].astype(np.float64)
+        x = inputs[0]
+        some = [one[:ERROR_ROWS] for one in inputs]
+        some_x = np.concatenate(some).astype(np.float64)
         for entrant, dense in zip(self.entrants, self.dense, strict=True):
             models = entrant.models if cold else entrant.models[:1]
             try:
+                others = [self._output(models[0].bind(one), len(one)) for one in inputs[1:]]
                 bounds = entrant.bounds = [model.bind(x) for model in models]
                 for bound in bounds:  # some rearrange their weights in the first call
                     bound.call()
                 start = time.perf_counter()
                 bounds[0].call()
                 entrant.once = time.perf_counter() - start
-                y = bounds[0].output()
-                if y.shape != (len(x), self.shape.cols):
-                    raise ValueError(f"the output's shape is {y.shape}")
+                y = self._output(bounds[0], len(x))
             except Exception as error:
                 if entrant.peer == "nibblas":
                     raise
                 self._failed(entrant.peer, entrant.op.label, error, len(x))
                 continue
+            outputs = [one[: len(s)] for one, s in zip([y, *others], some, strict=True)]
             expected = some_x @ dense.T
-            entrant.error = _measure.relative_rms(y[: len(some_x), : len(dense)], expected)
+            got = np.concatenate(outputs)[:, : len(dense)]
+            entrant.error = _measure.relative_rms(got, expected)
             calls = [bound.call for bound in bounds]
             entrant.contender = Contender(entrant.op.label, models[0].nbytes, calls)
             yield entrant
+
+    def _output(self, bound: Bound, rows: int) -> Array:
+        """What a call makes, as a copy: a model may have one output for all of its inputs."""
+        bound.call()
+        y = bound.output()
+        if y.shape != (rows, self.shape.cols):
+            raise ValueError(f"the output's shape is {y.shape}")
+        return np.array(y)
 
     def _result(
         self, x: Array, cold: bool, entrant: _Entrant, own: Sequence[_Entrant], limits: _Limits
