@@ -83,7 +83,8 @@ def contract_problems(variant: Variant, group: int | None, compute: str) -> list
     problems = []
     for rows, cols, depth in (
         (1, 1, shallow),
-        (1, 37, deep),
+        (1, 69, deep),
+        (2, 70, shallow),
         (3, 16, shallow),
         (4, 40, deep),
         (5, 23, deep),
@@ -102,8 +103,9 @@ def contract_problems(variant: Variant, group: int | None, compute: str) -> list
 def test_linear_is_the_contract(variant, group, compute, name):
     with nibblas.use_target(name):
         for x, w, arguments, expected in contract_problems(variant, group, compute):
-            y = nibblas.linear(x, w, **arguments, num_threads=1)
-            assert_same_bits(y, expected, (x.shape, w, arguments))
+            for _ in range(2 if len(x) <= 2 else 1):  # few rows of a weight that was read lately
+                y = nibblas.linear(x, w, **arguments, num_threads=1)
+                assert_same_bits(y, expected, (x.shape, w, arguments))
 
 
 depths = st.integers(1, 70) | st.sampled_from([127, 128, 129, 257, 511, 512, 513, 777])

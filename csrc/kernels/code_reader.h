@@ -68,8 +68,8 @@ class CodeReader {
   NIBBLAS_INLINE void prefetch(int n, int64_t bytes) const {
     for_rows(n, [bytes](const uint8_t* row) NIBBLAS_INLINE_LAMBDA { T::prefetch(row + bytes); });
   }
-  // The same into L2: as many misses of L1 as several streams would take are not to be had (on Zen 4
-  // a product of one row ran at 2/3 of the bandwidth so).
+  // The same into L2: as many misses of L1 as several streams would take are not to be had (on Zen
+  // 4 a product of one row ran at 2/3 of the bandwidth so).
   NIBBLAS_INLINE void prefetch_l2(int n, int64_t bytes) const {
     for_rows(n, [bytes](const uint8_t* row) NIBBLAS_INLINE_LAMBDA { T::prefetch_l2(row + bytes); });
   }

@@ -21,8 +21,8 @@ NIBBLAS_NOINLINE typename T::F32 apply_activation(Activation activation, typenam
   }
 }
 
-// acc: [rows][panels][16], rows from row0 and panels from `panel` on. Row by row: the panels of a row
-// lie side by side, rows often a page apart.
+// acc: [rows][panels][16], rows from row0 and panels from `panel` on. Row by row: the panels of a
+// row lie side by side, rows often a page apart.
 template <class T>
 NIBBLAS_NOINLINE void store_outputs(const ProductJob& job, int64_t panel, int panels, int64_t row0,
                                     int64_t rows, const float* acc) {

@@ -12,8 +12,8 @@ namespace {
 
 // Codes expanded at once. int8: 1024 codes x 4 panels x 16 outputs are 64 KB, read from L2 at 10
 // bytes a cycle; the tile alone then ran at 98 % of the dot-product peak, with 512 codes at 96 %.
-// float32: 256 codes are 64 KB too, and 512 where a target widens them. Multiples of every group that
-// is combined inside the tile.
+// float32: 256 codes are 64 KB too, and 512 where a target widens them. Multiples of every group
+// that is combined inside the tile.
 template <class Ops>
 constexpr int64_t kDepthBlock = Ops::kFloat ? 256 : 1024 / Ops::kQuadParts;
 

@@ -90,7 +90,7 @@ void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t pa
   if constexpr (straight(Operands::kBits, GroupKind::constant)) {
     if (takes_planes<T, Ops>(*job.weight, job.x.rows)) {
       return for_each_gemv_tile<T>(
-          job.x, panel0, panel1, reads_one_stream<T>(*job.weight, job.x.rows),
+          job.x, panel0, panel1, reads_one_stream<T>(job),
           [&](auto m, auto nv, int64_t panel, int64_t row, TileRows x) {
             integer_gemv_panels<T, Operands, m.value, nv.value>(job, panel, row, x);
           });

@@ -69,6 +69,7 @@ struct IntegerRowsJob {
 // y = activation(x W^T + bias)
 struct ProductJob {
   const Weight* weight;
+  bool likely_cached;  // the weight, from an earlier product
   PackedRows x;
   Matrix y;
   FloatType type;
@@ -79,6 +80,7 @@ struct ProductJob {
 // c = (a - a_zero) (b - b_zero)^T modulo 2^32
 struct IntegerProductJob {
   const Weight* weight;
+  bool likely_cached;
   PackedRows x;            // of a, as signed codes
   const PackedRows* ones;  // one row of ones, or null when every a_zero is 0
   const int32_t* a_zero;   // [rows] against the signed codes

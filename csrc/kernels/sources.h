@@ -193,7 +193,7 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   using Raw = typename Reader::Rows;
   template <int MR>
   NIBBLAS_INLINE Raw load(int n) const {
-    // One fast stream is best left to the hardware's prefetchers; they follow few, up to a 4 KB page.
+    // One fast stream is best left to the hardware's prefetchers; they follow few, to a page's end.
     if constexpr (NV > 1) {
       reader.prefetch_l2(n, kPrefetchBytes);
     } else if constexpr (MR > 2) {

@@ -3,6 +3,7 @@
 
 #include "ops/ops.h"
 #include "ops/packed_rows.h"
+#include "ops/recent_reads.h"
 #include "runtime/dispatch.h"
 #include "runtime/fp_env.h"
 #include "runtime/num_threads.h"
@@ -71,6 +72,7 @@ void linear(const Array& x, const Weight& w, const Array* bias, Compute compute,
   pack.type = float_type(x.dtype);
   ProductJob job = {};
   job.weight = &w;
+  job.likely_cached = note_read(w);
   job.y = as_matrix(y, y_offsets);
   job.type = float_type(y.dtype);
   job.bias = bias_as_floats(*target.floats, bias, scratch);
