@@ -26,6 +26,7 @@ NIBBLAS_NOINLINE typename T::F32 apply_activation(Activation activation, typenam
 template <class T>
 NIBBLAS_NOINLINE void store_outputs(const ProductJob& job, int64_t panel, int panels, int64_t row0,
                                     int64_t rows, const float* acc) {
+  static_assert(T::kGemmPanels <= kMostPanels && T::gemv_panels(1) <= kMostPanels);
   const int64_t first = panel * kPanel;
   const int64_t cols = smaller(panels * kPanel, job.weight->cols - first);
   float bias[kMostPanels * kPanel] = {};
