@@ -13,14 +13,13 @@ constexpr int64_t kGroupsAtOnce = 16;
 
 // Rows up to here are multiplied straight from the planes, a tile after the other at the same
 // panels: they share what the first has brought into the caches. More rows are better off with
-// codes that are expanded once for all of them. 8-bit codes either are operands as they stand, or
-// become them by widening, of which the expansion is no less work (avx2 at 12 rows, avx512 at 48:
-// 0.73 and 0.88 of its time).
-template <class T>
+// codes that are expanded once for all of them. 8-bit codes per channel are operands as they stand,
+// or become them by widening, of which the expansion is no less work (avx2 at 12 rows, avx512 at
+// 48: 0.73 and 0.88 of its time).
+template <class T, class Ops>
 int straight_rows(const Weight& w) {
-  if (w.bits < 8) return T::kStraightRows;
-  if (!T::template DotFor<255>::kPlaneIsOperand) return 2 * T::kStraightRows;
-  return w.per_channel ? T::kGemvRows : T::kStraightRows;
+  if (Ops::kWideX) return 2 * T::kStraightRows;
+  return w.bits == 8 && w.per_channel ? T::kGemvRows : T::kStraightRows;
 }
 
 // Rows of a tile, all of about the same height.

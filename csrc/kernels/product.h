@@ -18,7 +18,7 @@ constexpr bool straight(int bits, GroupKind kind) {
 // Whether few rows do so here: operands of a codebook may be too large for narrow sums.
 template <class T, class Ops>
 bool takes_planes(const Weight& w, int64_t rows) {
-  if (!straight(w.bits, group_kind<Ops>(w)) || rows > straight_rows<T>(w)) return false;
+  if (!straight(w.bits, group_kind<Ops>(w)) || rows > straight_rows<T, Ops>(w)) return false;
   if constexpr (Ops::kNarrow) {
     return w.codebook_type == CodebookType::none ||
            Ops::most_steps(w.top_operand) * Ops::kQuads >= whole_quads(w.bits);
