@@ -108,6 +108,25 @@ def test_linear_is_the_contract(variant, group, compute, name):
                 assert_same_bits(y, expected, (x.shape, w, arguments))
 
 
+@functools.cache
+def out_of_the_caches() -> nibblas.PackedWeight:
+    """9 MB of codes: after a product with it other weights count as not read lately."""
+    codes, scales = np.zeros((4096, 2304), np.int8), np.ones((4096, 1), np.float32)
+    return nibblas.pack(codes, scales, scheme="int8", group_size=None)
+
+
+@pytest.mark.parametrize("scheme", ["int4", "int8", "uint4", "q4_k", "q6_k"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_read_lately_or_not(scheme, rows, rng, target):
+    w = nibblas.quantize(rng.standard_normal((70, 256), np.float32), scheme)
+    x = random_x(rng, (rows, 256))
+    expected = contract(w, x)
+    other = np.ones((1, 2304), np.float32)
+    nibblas.linear(other, out_of_the_caches())
+    for _ in range(2):
+        assert_same_bits(nibblas.linear(x, w), expected, w)
+
+
 depths = st.integers(1, 70) | st.sampled_from([127, 128, 129, 257, 511, 512, 513, 777])
 
 
