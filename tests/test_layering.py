@@ -204,69 +204,6 @@ def test_objects_of_a_build():
                 check_object(path)
 
 
-def optimized_products() -> list[Path]:
-    """The objects of vector products in the release builds."""
-    found: list[Path] = []
-    for build in BUILDS if this_arch() == "x86_64" else ():
-        cache = (build / "CMakeCache.txt").read_text()
-        if re.search("^CMAKE_BUILD_TYPE:.*=Release$", cache, re.M) and not re.search(
-            "^NIBBLAS_SANITIZE:.*=.", cache, re.M
-        ):
-            names = {name for name, source in target_sources()} - {"scalar", "amx"}
-            for name in sorted(names):
-                folder = build / f"CMakeFiles/nibblas_{name}.dir/csrc/targets"
-                found += [folder / f"{name}.cpp.o", *folder.glob(f"{name}_floats.cpp.o")]
-    return found
-
-
-def loops_of(listing: str) -> list[tuple[str, list[str]]]:
-    """The innermost loops of a disassembly: (function, instructions up to the jump back)."""
-    loops = []
-    function = ""
-    addresses: list[int] = []
-    texts: list[str] = []
-    for line in listing.splitlines():
-        if line.endswith(">:"):
-            function, addresses, texts = line, [], []
-            continue
-        match = re.match(r" *([0-9a-f]+):\s+(.*)", line)
-        if not match:
-            continue
-        addresses.append(int(match[1], 16))
-        texts.append(match[2])
-        jump = re.match(r"j[a-z]+ +([0-9a-f]+) ", match[2])
-        if jump and int(jump[1], 16) in addresses:
-            body = texts[addresses.index(int(jump[1], 16)) :]
-            if not any(re.match("j[a-z]+ ", text) for text in body[:-1]):
-                loops.append((function, body))
-    return loops
-
-
-def test_prefetches_survive_the_compiler():
-    """GCC takes a function that only prefetches for one without effect; calls of it vanished."""
-    for path in optimized_products():
-        listing = run("objdump", "-d", "--no-show-raw-insn", path)
-        assert listing.count("prefetcht0 ") > 20, path
-        assert listing.count("prefetcht1 ") > 20, path
-
-
-def test_hot_loops_keep_their_sums_in_registers():
-    """The tiles that sweep expanded weights: 6 rows."""
-    dot = r"(\{vex\} )?vpdpbusd |vpmaddubsw |vpmaddwd |vfmadd"
-    for path in optimized_products():
-        listing = run("objdump", "-d", "-C", "--no-show-raw-insn", path)
-        tiles = [
-            body
-            for function, body in loops_of(listing)
-            if re.search(r"multiply_\w+<[^<]*, 6, [^<]*BlockSource<", function)
-            and sum(bool(re.match(dot, text)) for text in body) >= 12
-        ]
-        assert len(tiles) >= 4, path
-        for body in tiles:
-            stack = [text for text in body if re.search(r"^(?!lea ).*%r[sb]p\)", text)]
-            assert not stack, path
-
-
 @pytest.mark.skipif(sys.platform != "linux" or not shutil.which("nm"), reason="needs ELF and nm")
 def test_extension_exports_only_its_init_functions():
     """The one Python calls, and the one that it calls in turn (csrc/bindings/module.cpp)."""

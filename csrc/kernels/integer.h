@@ -86,9 +86,8 @@ NIBBLAS_NOINLINE void integer_gemv_panels(const IntegerProductJob& job, int64_t 
 template <class T, class Operands>
 void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
                         int64_t row1, void* scratch) {
-  using Ops = typename Operands::Ops;
   if constexpr (straight(Operands::kBits, GroupKind::constant)) {
-    if (takes_planes<T, Ops>(*job.weight, job.x.rows)) {
+    if (takes_planes<T, typename Operands::Ops>(*job.weight, job.x.rows)) {
       return for_each_gemv_tile<T>(
           job.x, panel0, panel1, reads_one_stream<T>(job),
           [&](auto m, auto nv, int64_t panel, int64_t row, TileRows x) {
@@ -96,9 +95,11 @@ void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t pa
           });
     }
   }
+  using ManyRows = typename Operands::ManyRows;
+  using Ops = typename ManyRows::Ops;
   const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
   const Expand expand =
-      reads_planes<Ops>(*job.weight) ? nullptr : expand_codes<T, Operands, false>;
+      reads_planes<Ops>(*job.weight) ? nullptr : expand_codes<T, ManyRows, false>;
   for_each_panels<T::kGemmPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
     integer_gemm_panels<T, Ops, nv.value>(job, expand, panel, row0, row1, s);
   });

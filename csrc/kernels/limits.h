@@ -11,7 +11,7 @@ namespace {
 // The target's own dot product for 4-bit codes on registers alone. Returns multiply-adds done.
 template <class T>
 double peak(int64_t iterations) {
-  using Dot = typename T::template DotFor<15>;
+  using Dot = typename T::template DotFor<15>::ManyRows;
   // Half of the registers: enough in flight for any latency (16 of VNNI's, 4 x 2 ymm), with some
   // to spare.
   constexpr int sum_bytes = static_cast<int>(sizeof(typename Dot::Acc));

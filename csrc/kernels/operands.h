@@ -59,6 +59,7 @@ struct FloatOps : DotDefaults<FloatOps<T>> {  // kSplits never: the order of add
 template <class T, int Bits, class Dot = typename T::template DotFor<(1 << Bits) - 1>>
 struct IntCodes {
   using Ops = IntOps<T, Dot>;
+  using ManyRows = IntCodes<T, Bits, typename Dot::ManyRows>;
   static constexpr int kBits = Bits;
   static constexpr bool kLookup = false;
   explicit IntCodes(const Weight&) {}
@@ -73,6 +74,7 @@ template <class T, class Dot_>
 struct IntLookup {
   using Dot = Dot_;
   using Ops = IntOps<T, Dot>;
+  using ManyRows = IntLookup<T, typename Dot::ManyRows>;
   static constexpr int kBits = 4;
   static constexpr bool kLookup = true;
   typename T::ByteTable table;
@@ -87,6 +89,7 @@ struct IntLookup {
 template <class T, int Bits>
 struct FloatCodes {
   using Ops = FloatOps<T>;
+  using ManyRows = FloatCodes<T, Bits>;
   static constexpr int kBits = Bits;
   static constexpr bool kLookup = false;
   typename T::F32 zero;
@@ -103,6 +106,7 @@ struct FloatCodes {
 template <class T>
 struct FloatLookup {
   using Ops = FloatOps<T>;
+  using ManyRows = FloatLookup<T>;
   static constexpr int kBits = 4;
   static constexpr bool kLookup = !T::kLooksUpFloats;  // and nothing else
   typename T::FloatTable table;
@@ -116,8 +120,7 @@ struct FloatLookup {
 
 // Operand `part` of the rows that a step has read.
 template <int part, class Reader, class Operands>
-NIBBLAS_INLINE typename Operands::Ops::W operand_of(const Operands& operands,
-                                                    const typename Reader::Rows& rows) {
+NIBBLAS_INLINE auto operand_of(const Operands& operands, const typename Reader::Rows& rows) {
   using Ops = typename Operands::Ops;
   if constexpr (Ops::kQuads == 2) {
     return Ops::join(operands.template operand<0>(Reader::template quad<2 * part>(rows)),

@@ -27,9 +27,10 @@ bool takes_planes(const Weight& w, int64_t rows) {
   }
 }
 
-template <class T, class Ops>
+template <class T, class Operands>
 Tile choose_tile(const Weight& w, int64_t rows) {
-  const bool few = takes_planes<T, Ops>(w, rows);
+  using Ops = typename Operands::ManyRows::Ops;
+  const bool few = takes_planes<T, typename Operands::Ops>(w, rows);
   Tile tile;
   tile.rows = few ? gemv_tile_rows<T>(rows) : kTileRows<T, Ops>;
   tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
@@ -43,28 +44,29 @@ template <class T>
 Tile int8_tile(const Weight& w, int64_t rows) {
   Tile tile;
   with_int_operands<T>(w, [&](auto use) {
-    tile = choose_tile<T, typename decltype(use)::Operands::Ops>(w, rows);
+    tile = choose_tile<T, typename decltype(use)::Operands>(w, rows);
   });
   return tile;
 }
 
 template <class T>
 Tile float_tile(const Weight& w, int64_t rows) {
-  return choose_tile<T, FloatOps<T>>(w, rows);
+  return choose_tile<T, FloatCodes<T, 8>>(w, rows);  // all float operands are alike in this
 }
 
 template <class T, class Operands, GroupKind kGroups>
 void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
                 void* scratch) {
-  using Ops = typename Operands::Ops;
   if constexpr (straight(Operands::kBits, kGroups)) {
-    if (takes_planes<T, Ops>(*job.weight, job.x.rows)) {
+    if (takes_planes<T, typename Operands::Ops>(*job.weight, job.x.rows)) {
       return gemv<T, Operands, kGroups>(job, panel0, panel1, scratch);
     }
   }
+  using ManyRows = typename Operands::ManyRows;
+  using Ops = typename ManyRows::Ops;
   // Integers are the same whatever their groups are like.
   constexpr bool zeros = Ops::kFloat && kGroups == GroupKind::zero_points;
-  gemm<T, Ops, kGroups>(job, expand_codes<T, Operands, zeros>, panel0, panel1, row0, row1, scratch);
+  gemm<T, Ops, kGroups>(job, expand_codes<T, ManyRows, zeros>, panel0, panel1, row0, row1, scratch);
 }
 
 // The kinds of group that there are with these codes.

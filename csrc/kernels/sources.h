@@ -226,10 +226,12 @@ struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
 
   static int64_t steps(int64_t depth) { return depth / 4 * Ops::kQuadParts / Ops::kQuads; }
   int64_t most_steps() const { return Ops::most_steps(this->weight.top_operand); }
-  using Raw = typename Ops::W;
+  // Operands; of those that are taken in halves, where they are.
+  using Raw = typename Choose<Ops::kPairsRows, const uint8_t*, typename Ops::W>::type;
   template <int>
   NIBBLAS_INLINE Raw load(int n) const {
-    return Ops::load_w(this->block.rows + n * kOperandBytes<Ops>);
+    const uint8_t* at = this->block.rows + n * kOperandBytes<Ops>;
+    if constexpr (Ops::kPairsRows) return at; else return Ops::load_w(at);
   }
   template <int part>
   NIBBLAS_INLINE typename Ops::W operand(int, const Raw& raw) const { return raw; }

@@ -2,7 +2,7 @@
 // The inner tile: MR rows of x times NV panels of weights. Every product runs through it.
 #pragma once
 
-#include "kernels/sources.h"
+#include "kernels/sums.h"
 
 namespace nibblas {
 namespace {
@@ -14,162 +14,6 @@ struct TileRows {
   const int32_t* starts;
   const float* sums;
 };
-
-// f(m, n) for each of MR rows and NV panels.
-template <int MR, int NV, class F>
-NIBBLAS_INLINE void for_tile(const F& f) {
-  unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA { f(m, n); });
-  });
-}
-
-// acc += the products of operand `part` of a step, with the step's words of x.
-template <class T, int MR, int part, class Source>
-NIBBLAS_INLINE void multiply_part_of_step(
-    const Source& w, const typename Source::Raw (&raw)[Source::kPanels], const int32_t* x,
-    typename Source::Ops::Acc (&acc)[MR][Source::kPanels]) {
-  using Ops = typename Source::Ops;
-  constexpr int NV = Source::kPanels;
-  typename Ops::W operand[NV];
-  unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-    operand[n.value] = w.template operand<part>(n.value, raw[n.value]);
-  });
-  const auto column = Ops::template load_column<MR>(x + part * MR * Ops::kQuads);
-  unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
-    const auto xm = Ops::template row<m.value, MR>(column);
-    unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-      acc[m.value][n.value] = Ops::step(acc[m.value][n.value], operand[n.value], xm);
-    });
-  });
-  // Where registers are few, GCC would add up products of several parts first and spill sums.
-  if constexpr (T::kPinsSums && !Ops::kFloat) {
-    for_tile<MR, NV>(
-        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { T::hide(acc[m.value][n.value]); });
-    NIBBLAS_MEMORY_BARRIER();  // or it would load all of x first
-  }
-}
-
-// f(raw, x) for each of `steps` steps of the source, at least one.
-template <int MR, class Source, class F>
-NIBBLAS_INLINE void for_steps(Source& w, const int32_t*& x, int64_t steps, const F& f) {
-  do {
-    typename Source::Raw raw[Source::kPanels];
-    unroll<Source::kPanels>(
-        [&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.template load<MR>(n.value); });
-    f(raw, x);
-    x += Source::kParts * MR * Source::Ops::kQuads;
-    w.next();
-  } while (--steps > 0);
-}
-
-// acc += the products of `steps` steps of the source, with the words of x.
-template <class T, int MR, class Source>
-NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
-                                   typename Source::Ops::Acc (&acc)[MR][Source::kPanels]) {
-  using Ops = typename Source::Ops;
-  constexpr int NV = Source::kPanels;
-  // A small tile has too few sums to hide a dot product's latency, so every second quad goes to
-  // sums of its own, where both take half of the registers at most.
-  constexpr bool split =
-      Ops::kSplits && MR * NV < 4 && 4 * MR * NV <= T::kRegisters && Source::kParts > 1;
-  typename Ops::Acc odd[split ? MR : 1][split ? NV : 1];
-  if constexpr (split) {
-    for_tile<MR, NV>(
-        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { odd[m.value][n.value] = T::zero_i32(); });
-  }
-  for_steps<MR>(w, x, steps, [&](const auto& raw, const int32_t* words) NIBBLAS_INLINE_LAMBDA {
-    unroll<Source::kParts>([&](auto part) NIBBLAS_INLINE_LAMBDA {
-      if constexpr (split && part.value % 2) {
-        multiply_part_of_step<T, MR, part.value>(w, raw, words, odd);
-      } else {
-        multiply_part_of_step<T, MR, part.value>(w, raw, words, acc);
-      }
-    });
-  });
-  if constexpr (split) {
-    for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
-      acc[m.value][n.value] = T::add_i32(acc[m.value][n.value], odd[m.value][n.value]);
-    });
-  }
-}
-
-// add(acc, first) for sums of at most as many steps, or parts of one, as narrow accumulators hold,
-// in order.
-template <class T, int MR, class Source, class Add>
-NIBBLAS_INLINE void sum_narrow(Source& w, const int32_t*& x, int64_t steps, const Add& add) {
-  using Acc = typename Source::Ops::Acc;
-  constexpr int NV = Source::kPanels;
-  const auto empty = [](Acc (&acc)[MR][NV]) NIBBLAS_INLINE_LAMBDA {
-    for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
-      acc[m.value][n.value] = Source::Ops::empty();
-    });
-  };
-  constexpr int run = Source::kRun;
-  if constexpr (run < Source::kParts) {
-    bool first = true;
-    for_steps<MR>(
-        w, x, steps, [&](const auto& raw, const int32_t* words) NIBBLAS_INLINE_LAMBDA {
-          unroll<Source::kParts / run>([&](auto r) NIBBLAS_INLINE_LAMBDA {
-            Acc acc[MR][NV];
-            empty(acc);
-            unroll<run>([&](auto i) NIBBLAS_INLINE_LAMBDA {
-              multiply_part_of_step<T, MR, r.value * run + i.value>(w, raw, words, acc);
-            });
-            add(acc, first);
-            first = false;
-          });
-        });
-    return;
-  }
-  const int64_t limit = w.most_steps();
-  const auto chunk = [&](int64_t count, bool first) NIBBLAS_INLINE_LAMBDA {
-    Acc acc[MR][NV];
-    empty(acc);
-    multiply_steps<T, MR>(w, x, count, acc);
-    add(acc, first);
-  };
-  chunk(smaller(limit, steps), true);
-  for (int64_t done = limit; done < steps; done += limit) {
-    chunk(smaller(limit, steps - done), false);
-  }
-}
-
-// c = initial(m, n) plus those products. With narrow accumulators the initial sums come last, to
-// leave them the registers.
-template <class T, int MR, class Source, class Initial>
-NIBBLAS_INLINE void sum_steps(Source& w, const int32_t*& x, int64_t steps, const Initial& initial,
-                              typename Source::Ops::Sum (&c)[MR][Source::kPanels]) {
-  using Ops = typename Source::Ops;
-  constexpr int NV = Source::kPanels;
-  if constexpr (Ops::kNarrow) {
-    sum_narrow<T, MR>(w, x, steps, [&](auto& acc, bool first) NIBBLAS_INLINE_LAMBDA {
-      for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
-        const auto wide = Ops::widen(acc[m.value][n.value]);
-        c[m.value][n.value] = first ? wide : T::add_i32(c[m.value][n.value], wide);
-      });
-    });
-    for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
-      c[m.value][n.value] = T::add_i32(c[m.value][n.value], initial(m, n));
-    });
-  } else {
-    for_tile<MR, NV>(
-        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { c[m.value][n.value] = initial(m, n); });
-    multiply_steps<T, MR>(w, x, steps, c);
-  }
-}
-
-// The sum that a segment starts from, for row m of the tile and panel n.
-template <class Source>
-NIBBLAS_INLINE typename Source::Ops::Sum first_sum(const Source& w, const int32_t* starts, int m,
-                                                   int n) {
-  using Ops = typename Source::Ops;
-  const int32_t start = Ops::kFloat ? 0 : starts[m];
-  if constexpr (Source::kKind == GroupKind::zero_points) {
-    return Ops::first(start, w.zeros[n]);
-  } else {
-    return Ops::first(start);
-  }
-}
 
 // Whole segments: acc [MR][NV][16] gets each segment's sums combined, in ascending order.
 // `scale_step` is 0 where all segments share the scales of group 0, else 1.
@@ -326,10 +170,8 @@ NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers
       if constexpr (Ops::kNarrow) {
         sum_narrow<T, MR>(w, x.words, steps, add);
       } else {
-        typename Ops::Sum c[MR][NV];
-        for_tile<MR, NV>(
-            [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { c[m.value][n.value] = T::zero_i32(); });
-        multiply_steps<T, MR>(w, x.words, steps, c);
+        typename Ops::Sum c[sum_rows<Ops>(MR)][NV];
+        sum_from_zero<T, MR>(w, x.words, steps, c);
         add(c, true);
       }
       if constexpr (!in_registers) NIBBLAS_MEMORY_BARRIER();  // as in multiply_segments

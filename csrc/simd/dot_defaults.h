@@ -11,10 +11,13 @@ namespace {
 
 template <class Dot>
 struct DotDefaults {
+  using ManyRows = Dot;                 // how codes that are expanded first are multiplied
   static constexpr int kQuads = 1;      // quads of codes that make an operand: 1, or 2 by `join`
   static constexpr int kQuadParts = 1;  // operands that a quad of codes gives
   static constexpr int kBias = 0;       // operands are less than the codes by this much
   static constexpr int kMostRows = 64;  // of a tile, where registers hold fewer than the target's
+  // Whether two rows share their sums, up to `part_rows`, and a step takes half an operand.
+  static constexpr bool kPairsRows = false;
   static constexpr bool kWideX = false;  // whether x words hold two int16 instead of four int8
   // Whether Acc is another type than the sum, from `empty` on to `widen`, after most_steps(greatest
   // operand) steps at most.
