@@ -213,6 +213,12 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   NIBBLAS_INLINE void next() { reader.next(); }
 };
 
+// An operand of a block, or where it is, of one that is taken in halves.
+template <class Ops>
+NIBBLAS_INLINE auto raw_operand(const uint8_t* at) {
+  if constexpr (Ops::kPairsRows) return at; else return Ops::load_w(at);
+}
+
 // Operands of a block. Float ones have their zero points subtracted already.
 template <class T, class Ops_, GroupKind kGroups, int NV>
 struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
@@ -226,12 +232,10 @@ struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
 
   static int64_t steps(int64_t depth) { return depth / 4 * Ops::kQuadParts / Ops::kQuads; }
   int64_t most_steps() const { return Ops::most_steps(this->weight.top_operand); }
-  // Operands; of those that are taken in halves, where they are.
-  using Raw = typename Choose<Ops::kPairsRows, const uint8_t*, typename Ops::W>::type;
+  using Raw = decltype(raw_operand<Ops>(nullptr));
   template <int>
   NIBBLAS_INLINE Raw load(int n) const {
-    const uint8_t* at = this->block.rows + n * kOperandBytes<Ops>;
-    if constexpr (Ops::kPairsRows) return at; else return Ops::load_w(at);
+    return raw_operand<Ops>(this->block.rows + n * kOperandBytes<Ops>);
   }
   template <int part>
   NIBBLAS_INLINE typename Ops::W operand(int, const Raw& raw) const { return raw; }
