@@ -219,7 +219,8 @@ NIBBLAS_INLINE void for_each_block(const Weight& w, Expand expand, int64_t panel
     const int64_t depth = smaller(block, end - k);
     if constexpr (Ops::kPlaneIsOperand) {
       if (!expand) {
-        f(PlaneSource<T, IntCodes<T, 8>, GroupKind::constant, NV>(w, panel, k, memory), k, depth);
+        using Source = PlaneSource<T, IntCodes<T, 8>, GroupKind::constant, NV>;
+        f(Source(w, panel, k, memory, true), k, depth);
         continue;
       }
     }

@@ -142,10 +142,11 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   Operands operands;
   Reader reader;
   int64_t panel;
+  bool fetches;  // whether to ask for codes ahead
 
-  PlaneSource(const Weight& w, int64_t first, int64_t k, const Block& groups)
+  PlaneSource(const Weight& w, int64_t first, int64_t k, const Block& groups, bool fetch)
       : GroupSource<T, Ops, kGroups, NV>(w, groups), operands(w), reader(w, first, k),
-        panel(first) {}
+        panel(first), fetches(fetch) {}
 
   // The small planes are too slow streams for the hardware's prefetchers.
   NIBBLAS_INLINE void begin_super(int64_t s) const {
@@ -195,9 +196,9 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   NIBBLAS_INLINE Raw load(int n) const {
     // One fast stream is best left to the hardware's prefetchers; they follow few, to a page's end.
     if constexpr (NV > 1) {
-      reader.prefetch_l2(n, kPrefetchBytes);
+      if (fetches) reader.prefetch_l2(n, kPrefetchBytes);
     } else if constexpr (MR > 2) {
-      reader.prefetch(n, kPrefetchSlowBytes);
+      if (fetches) reader.prefetch(n, kPrefetchSlowBytes);
     }
     return reader.load(n);
   }
