@@ -53,19 +53,19 @@ inline int32_t negated_product(int32_t a, int32_t b) {
   return static_cast<int32_t>(0u - static_cast<uint32_t>(a) * static_cast<uint32_t>(b));
 }
 
-// Codes of m rows, `padded` bytes apart, to words [depth / 4][m] of four int8, or, for targets that
-// widen, [depth / 4][2][m] of two int16: k0 and k2, then k1 and k3.
-template <bool kWide>
-inline void interleave_codes(const int8_t* codes, int64_t padded, int m, int32_t* words) {
-  for (int i = 0; i < m; ++i) {
-    const int8_t* row = codes + i * padded;
-    if (!kWide && m == 1) {
-      memcpy(words, row, static_cast<size_t>(padded));
-      continue;
-    }
-    for (int64_t j = 0; j < padded / 4; ++j) {
+// Codes of M rows, `padded` bytes apart, to words [depth / 4][M] of four int8, or, for targets that
+// widen, [depth / 4][2][M] of two int16: k0 and k2, then k1 and k3. (With the rows one after the
+// other, and their number not known, it took a twelfth of a product with 384 outputs.)
+template <bool kWide, int M>
+void interleave_rows(const int8_t* codes, int64_t padded, int32_t* words) {
+  if (!kWide && M == 1) {
+    memcpy(words, codes, static_cast<size_t>(padded));
+    return;
+  }
+  for (int64_t k = 0; k < padded; k += 4) {
+    unroll<M>([&](auto i) NIBBLAS_INLINE_LAMBDA {
       uint32_t word;
-      memcpy(&word, row + 4 * j, 4);
+      memcpy(&word, codes + i.value * padded + k, 4);
       if constexpr (kWide) {
         // Sign extension of both halves at once: the even bytes, then the odd ones.
         const auto pair = [](uint32_t low, uint32_t high) {
@@ -73,25 +73,33 @@ inline void interleave_codes(const int8_t* codes, int64_t padded, int m, int32_t
           const auto hi = static_cast<uint16_t>(static_cast<int8_t>(high));
           return static_cast<int32_t>(lo | static_cast<uint32_t>(hi) << 16);
         };
-        words[2 * j * m + i] = pair(word & 0xff, word >> 16 & 0xff);
-        words[(2 * j + 1) * m + i] = pair(word >> 8 & 0xff, word >> 24);
+        words[i.value] = pair(word & 0xff, word >> 16 & 0xff);
+        words[M + i.value] = pair(word >> 8 & 0xff, word >> 24);
       } else {
-        words[j * m + i] = static_cast<int32_t>(word);
+        words[i.value] = static_cast<int32_t>(word);
       }
-    }
+    });
+    words += kWide ? 2 * M : M;
+    NIBBLAS_MEMORY_BARRIER();  // GCC's vectors of several k are 90 KB in all targets, and no faster
   }
 }
+
+constexpr int kMostTileRows = 6;  // of words: see kGemmRows
 
 // A column of x words per operand: narrow targets take int16 pairs where codes are large.
 template <class T>
 inline void interleave(const Weight& w, const int8_t* codes, int m, int32_t* words) {
   using Small = typename T::template DotFor<kSmallOperand>;
   using Large = typename T::template DotFor<255>;
-  if (w.top_operand <= kSmallOperand ? Small::kWideX : Large::kWideX) {
-    interleave_codes<true>(codes, w.depth_padded, m, words);
-  } else {
-    interleave_codes<false>(codes, w.depth_padded, m, words);
-  }
+  const bool wide = w.top_operand <= kSmallOperand ? Small::kWideX : Large::kWideX;
+  with_rows<kMostTileRows>(m, [&](auto rows) {
+    if constexpr (Small::kWideX || Large::kWideX) {
+      if (wide) return interleave_rows<true, rows.value>(codes, w.depth_padded, words);
+    }
+    if constexpr (!Small::kWideX || !Large::kWideX) {
+      if (!wide) return interleave_rows<false, rows.value>(codes, w.depth_padded, words);
+    }
+  });
 }
 
 // In which order a tile's rows are packed: words of four codes side by side.

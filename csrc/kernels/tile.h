@@ -210,14 +210,5 @@ NIBBLAS_NOINLINE void multiply_part(Source w, const int32_t* x, int64_t steps, i
   });
 }
 
-// f(Index<m>) for a row count known at run time, 1 .. MaxRows.
-template <int MaxRows, class F>
-NIBBLAS_INLINE void with_rows(int m, const F& f) {
-  if constexpr (MaxRows > 1) {
-    if (m < MaxRows) return with_rows<MaxRows - 1>(m, f);
-  }
-  f(Index<MaxRows>{});
-}
-
 }  // namespace
 }  // namespace nibblas

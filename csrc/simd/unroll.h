@@ -42,5 +42,14 @@ NIBBLAS_INLINE void unroll(const F& f) {
   }
 }
 
+// f(Index<m>) for a row count known at run time, 1 .. MaxRows.
+template <int MaxRows, class F>
+NIBBLAS_INLINE void with_rows(int m, const F& f) {
+  if constexpr (MaxRows > 1) {
+    if (m < MaxRows) return with_rows<MaxRows - 1>(m, f);
+  }
+  f(Index<MaxRows>{});
+}
+
 }  // namespace
 }  // namespace nibblas

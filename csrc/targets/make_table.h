@@ -17,7 +17,7 @@ constexpr KernelTable make_table() {
   table.name = T::kName;
   table.products.tile = int8_tile<T>;
   table.products.pack_rows = pack_quantized_rows<T>;
-  table.products.pack_scratch = pack_rows_scratch_bytes<8>;  // no tile has more rows
+  table.products.pack_scratch = pack_rows_scratch_bytes<kMostTileRows>;
   table.products.product = int8_product<T>;
   table.products.product_scratch = product_scratch_bytes<T>;
   table.pack_integer_rows = pack_integer_rows<T>;
