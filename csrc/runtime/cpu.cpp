@@ -208,8 +208,11 @@ CpuFeatures detect_features() {
   if (hwcap2 >> 13 & 1) found.bits |= feature::kI8mm;    // I8MM
 #elif defined(_WIN32) && defined(_M_ARM64)
   found.bits = feature::kNeon;
+  // Of winnt.h, where older SDKs lack the second; a Windows that does not know it denies it.
   constexpr DWORD kDotprodInstructions = 43;  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE
+  constexpr DWORD kI8mmInstructions = 66;     // PF_ARM_V82_I8MM_INSTRUCTIONS_AVAILABLE
   if (::IsProcessorFeaturePresent(kDotprodInstructions)) found.bits |= feature::kDotprod;
+  if (::IsProcessorFeaturePresent(kI8mmInstructions)) found.bits |= feature::kI8mm;
 #endif
   return found;
 }
