@@ -91,6 +91,7 @@ template <class T>
 inline void interleave(const Weight& w, const int8_t* codes, int m, int32_t* words) {
   using Small = typename T::template DotFor<kSmallOperand>;
   using Large = typename T::template DotFor<255>;
+  static_assert(T::kGemmRows <= kMostTileRows && T::kGemvRows <= kMostTileRows);
   const bool wide = w.top_operand <= kSmallOperand ? Small::kWideX : Large::kWideX;
   with_rows<kMostTileRows>(m, [&](auto rows) {
     if constexpr (Small::kWideX || Large::kWideX) {
