@@ -24,8 +24,8 @@ import numpy as np, nibblas
 warnings.simplefilter("ignore", DeprecationWarning)  # of fork beside other threads, in 3.12
 rng = np.random.default_rng(0)
 w = nibblas.quantize(rng.standard_normal((700, 523), dtype=np.float32))
-x = rng.standard_normal((64, 523), dtype=np.float32)
-a, b = np.full((64, 523), 255, np.uint8), np.full((523, 700), -128, np.int8)
+x = rng.standard_normal((288, 523), dtype=np.float32)  # work for three, on one CPU too
+a, b = np.full((288, 523), 255, np.uint8), np.full((523, 700), -128, np.int8)
 
 def right(threads=3):
     return (
@@ -192,7 +192,7 @@ warnings.simplefilter("ignore", DeprecationWarning)
 
 rng = np.random.default_rng(0)
 dense = rng.standard_normal((700, 523), dtype=np.float32)
-x = rng.standard_normal((64, 523), dtype=np.float32)
+x = rng.standard_normal((288, 523), dtype=np.float32)
 weight = nibblas.quantize(dense, num_threads=2)
 
 def product(threads):
@@ -240,7 +240,7 @@ warnings.simplefilter("ignore", DeprecationWarning)
 
 rng = np.random.default_rng(0)
 weight = nibblas.quantize(rng.standard_normal((700, 523), dtype=np.float32), num_threads=2)
-x = rng.standard_normal((64, 523), dtype=np.float32)
+x = rng.standard_normal((288, 523), dtype=np.float32)
 
 def product(threads):
     return nibblas.linear(x, weight, num_threads=threads)

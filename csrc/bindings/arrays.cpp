@@ -64,8 +64,7 @@ Array view_floats(const py::array& array, const char* name) {
   return view;
 }
 
-void check_output(const py::array& out, const Array& view, const char* type_text, bool type_fits,
-                  const std::vector<py::object>& inputs) {
+void check_output(const py::array& out, const Array& view, const char* type_text, bool type_fits) {
   if (!type_fits) {
     throw TypeError(std::string("out must be ") + type_text + ", got " + type_name(out));
   }
@@ -73,14 +72,18 @@ void check_output(const py::array& out, const Array& view, const char* type_text
   if (may_overlap_itself(view)) {
     throw std::invalid_argument("out has elements that share memory with each other");
   }
-  for (const py::object& input : inputs) {
-    const py::array array = input.cast<py::array>();
-    if (!extents_overlap(view, view_array(array))) continue;
-    // The extents meet; whether elements do is a question of number theory, which NumPy answers.
-    if (py::module_::import("numpy").attr("shares_memory")(out, array).cast<bool>()) {
-      throw std::invalid_argument("out shares memory with an input");
-    }
+}
+
+void check_apart(const py::array& out, const Array& view, py::handle input) {
+  if (!extents_overlap(view, view_array(py::reinterpret_borrow<py::array>(input)))) return;
+  // The extents meet; whether elements do is a question of number theory, which NumPy answers.
+  if (py::module_::import("numpy").attr("shares_memory")(out, input).cast<bool>()) {
+    throw std::invalid_argument("out shares memory with an input");
   }
+}
+
+void check_apart(const py::array& out, const Array& view, const BoundWeight& w) {
+  for (const py::object& plane : w.planes) check_apart(out, view, plane);
 }
 
 py::array new_array(const py::dtype& dtype, const std::vector<int64_t>& shape) {

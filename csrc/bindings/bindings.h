@@ -38,9 +38,11 @@ Array view_array(const py::array& array);
 // The same, if its element type is one of the three floats; else a TypeError that helps.
 Array view_floats(const py::array& array, const char* name);
 
-// Complains unless `out` is writable and shares no element with the inputs or itself.
-void check_output(const py::array& out, const Array& view, const char* type_text, bool type_fits,
-                  const std::vector<py::object>& inputs);
+// Complains unless `out` has the right type, is writable, and shares no element with itself; and
+// none with an input, an array or the planes of a weight.
+void check_output(const py::array& out, const Array& view, const char* type_text, bool type_fits);
+void check_apart(const py::array& out, const Array& view, py::handle input);
+void check_apart(const py::array& out, const Array& view, const BoundWeight& w);
 
 // A new array in C order at a 64-byte boundary.
 py::array new_array(const py::dtype& dtype, const std::vector<int64_t>& shape);

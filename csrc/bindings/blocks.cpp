@@ -49,7 +49,8 @@ py::array float_output(const std::optional<py::array>& given, const py::array& r
                        const std::vector<int64_t>& shape) {
   if (!given) return new_array(py::dtype("float32"), shape);
   const Array view = view_array(*given);
-  check_output(*given, view, "float32", view.dtype == DType::float32, {raw});
+  check_output(*given, view, "float32", view.dtype == DType::float32);
+  check_apart(*given, view, raw);
   bool fits = view.ndim == static_cast<int>(shape.size()) &&
               (given->flags() & py::array::c_style) != 0;
   for (int i = 0; fits && i < view.ndim; ++i) fits = view.shape[i] == shape[static_cast<size_t>(i)];

@@ -146,7 +146,8 @@ py::array bound_unpack_codes(const BoundWeight& w, int num_threads, int add) {
 void bound_dequantize(const BoundWeight& w, const py::array& out, int num_threads,
                       bool is_fresh) {
   const Array view = view_array(out);
-  check_output(out, view, "float32, float16 or bfloat16", is_float(view.dtype), w.planes);
+  check_output(out, view, "float32, float16 or bfloat16", is_float(view.dtype));
+  check_apart(out, view, w);
   if (view.ndim != 2 || view.shape[0] != w.view.cols || view.shape[1] != w.view.depth) {
     throw std::invalid_argument("out must have shape (" + std::to_string(w.view.cols) + ", " +
                                 std::to_string(w.view.depth) + "), got " + shape_text(view));
@@ -158,9 +159,9 @@ void bound_take(const BoundWeight& w,
                 const py::array_t<int64_t, py::array::c_style | py::array::forcecast>& indices,
                 const py::array& out, int num_threads) {
   const Array view = view_array(out);
-  std::vector<py::object> inputs = w.planes;
-  inputs.push_back(indices);
-  check_output(out, view, "float32, float16 or bfloat16", is_float(view.dtype), inputs);
+  check_output(out, view, "float32, float16 or bfloat16", is_float(view.dtype));
+  check_apart(out, view, indices);
+  check_apart(out, view, w);
   const int64_t count = indices.size();
   if (indices.ndim() != 1 || view.ndim != 2 || view.shape[0] != count ||
       view.shape[1] != w.view.depth) {

@@ -11,11 +11,6 @@ std::vector<int64_t> output_shape(const Array& x, int64_t cols) {
   return shape;
 }
 
-std::vector<py::object> with_planes(const BoundWeight& w, std::vector<py::object> inputs) {
-  inputs.insert(inputs.end(), w.planes.begin(), w.planes.end());
-  return inputs;
-}
-
 py::array bound_linear(const py::array& x, const BoundWeight& w,
                        const std::optional<py::array>& bias, const std::string& compute,
                        const py::object& activation, const std::optional<py::array>& out,
@@ -30,21 +25,21 @@ py::array bound_linear(const py::array& x, const BoundWeight& w,
     throw std::invalid_argument("weight has " + std::to_string(w.view.depth) +
                                 " input features, x has " + std::to_string(x_view.last()));
   }
-  py::array y;
+  // (An array that is first empty and then assigned would cost a tenth of a small call.)
+  const py::array y = out ? *out
+                          : new_array(dtype ? float_dtype(*dtype) : x.dtype(),
+                                      output_shape(x_view, w.view.cols));
+  const Array y_view = view_array(y);
   if (out) {
-    y = *out;
-    std::vector<py::object> inputs = with_planes(w, {x});
-    if (bias) inputs.push_back(*bias);
-    const Array view = view_array(y);
-    check_output(y, view, "float32, float16 or bfloat16", is_float(view.dtype), inputs);
+    check_output(y, y_view, "float32, float16 or bfloat16", is_float(y_view.dtype));
+    check_apart(y, y_view, x);
+    check_apart(y, y_view, w);
+    if (bias) check_apart(y, y_view, *bias);
     if (dtype && py::dtype(float_dtype(*dtype)).num() != y.dtype().num()) {
       throw TypeError("dtype is " + *dtype + ", but out is " +
                       py::str(y.dtype()).cast<std::string>());
     }
-  } else {
-    y = new_array(dtype ? float_dtype(*dtype) : x.dtype(), output_shape(x_view, w.view.cols));
   }
-  const Array y_view = view_array(y);
   without_gil([&] {
     linear(x_view, w.view, bias ? &bias_view : nullptr, mode, function, y_view, num_threads);
   });
@@ -97,8 +92,8 @@ py::array bound_matmul_integer(const py::array& a, const py::object& b,
     throw std::invalid_argument("a must have at least one dimension, got a scalar");
   }
   const ZeroPoints a_zero = zero_points(a_zero_point, a_view.dtype, "a_zero_point");
-  std::vector<py::object> inputs = {a};
   const BoundWeight* packed = nullptr;
+  std::optional<py::array> matrix;
   Array b_view = {};
   ZeroPoints b_zero;
   int64_t depth = 0;
@@ -111,7 +106,6 @@ py::array bound_matmul_integer(const py::array& a, const py::object& b,
     if (packed->view.input_order) {
       throw std::invalid_argument("b has an input_order, which matmul_integer does not take");
     }
-    inputs.insert(inputs.end(), packed->planes.begin(), packed->planes.end());
     b_zero = zero_points(b_zero_point, packed->center ? DType::int8 : DType::uint8,
                          "b_zero_point");
     const int top = (1 << packed->view.bits) - 1 - packed->center;
@@ -125,13 +119,12 @@ py::array bound_matmul_integer(const py::array& a, const py::object& b,
     depth = packed->view.depth;
     cols = packed->view.cols;
   } else {
-    const py::array array = b.cast<py::array>();
-    b_view = view_integers(array, "b");
+    matrix = b.cast<py::array>();
+    b_view = view_integers(*matrix, "b");
     if (b_view.ndim != 2) {
       throw std::invalid_argument("b must have two dimensions (K, N), got shape " +
                                   shape_text(b_view));
     }
-    inputs.push_back(array);
     b_zero = zero_points(b_zero_point, b_view.dtype, "b_zero_point");
     depth = b_view.shape[0];
     cols = b_view.shape[1];
@@ -140,15 +133,17 @@ py::array bound_matmul_integer(const py::array& a, const py::object& b,
     throw std::invalid_argument("b has " + std::to_string(depth) + " rows, a has " +
                                 std::to_string(a_view.last()) + " columns");
   }
-  py::array c;
-  if (out) {
-    c = *out;
-    const Array view = view_array(c);
-    check_output(c, view, "int32", view.dtype == DType::int32, inputs);
-  } else {
-    c = new_array(py::dtype("int32"), output_shape(a_view, cols));
-  }
+  const py::array c = out ? *out : new_array(py::dtype("int32"), output_shape(a_view, cols));
   const Array c_view = view_array(c);
+  if (out) {
+    check_output(c, c_view, "int32", c_view.dtype == DType::int32);
+    check_apart(c, c_view, a);
+    if (packed) {
+      check_apart(c, c_view, *packed);
+    } else {
+      check_apart(c, c_view, *matrix);
+    }
+  }
   without_gil([&] {
     if (packed) {
       matmul_integer(a_view, packed->view, packed->center, a_zero, b_zero, c_view, num_threads);

@@ -21,7 +21,7 @@ Plan plan_linear(const Weight& w, Compute compute, int64_t rows, int threads) {
   plan.threads = p.threads;
   plan.tasks = p.row_blocks * p.panel_blocks;
   plan.reason = p.threads == thread_count(threads) ? "as many as the setting allows"
-                                                   : "too little work to share with more";
+                                                   : "too little work, or too few CPUs, for more";
   return plan;
 }
 

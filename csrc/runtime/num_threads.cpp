@@ -19,6 +19,16 @@ std::atomic<int> g_default{0};  // 0 before it is known
 
 }  // namespace
 
+int available_cpus() {
+  static std::atomic<int> known{0};
+  int cpus = known.load(std::memory_order_relaxed);
+  if (cpus == 0) {
+    cpus = cpu_limits().threads();
+    known.store(cpus, std::memory_order_relaxed);
+  }
+  return cpus;
+}
+
 int default_num_threads() {
   int threads = g_default.load(std::memory_order_relaxed);
   if (threads != 0) return threads;
@@ -30,7 +40,7 @@ int default_num_threads() {
                                   std::to_string(kMaxThreads) + ", got \"" + *text + '"');
     }
   } else {
-    threads = std::min(cpu_limits().threads(), kMaxThreads);
+    threads = std::min(available_cpus(), kMaxThreads);
   }
   g_default.store(threads, std::memory_order_relaxed);
   return threads;

@@ -7,9 +7,11 @@ namespace nibblas {
 // More than the largest machines have cores that are worth one job.
 constexpr int kMaxThreads = 1024;
 
-// NIBBLAS_NUM_THREADS, or else the CPUs this process may use: its affinity within its cgroup quota,
-// rounded up. Read once. Throws std::invalid_argument, at every call until it is put right, if the
-// variable is not an integer from 1 to kMaxThreads.
+// CPUs this process may use: its affinity within its cgroup quota, rounded up. Read once.
+int available_cpus();
+
+// NIBBLAS_NUM_THREADS, or else those CPUs. Read once. Throws std::invalid_argument, at every call
+// until it is put right, if the variable is not an integer from 1 to kMaxThreads.
 int default_num_threads();
 
 // What set_num_threads() chose, or else the default (and its exception).
