@@ -74,8 +74,8 @@ class CodeReader {
     for_rows(n, [bytes](const uint8_t* row) NIBBLAS_INLINE_LAMBDA { T::prefetch_l2(row + bytes); });
   }
 
-  // Quad q of a step.
-  template <int q>
+  // Quad q of a step; `loose` allows anything above the codes in its bytes.
+  template <int q, bool loose = false>
   static NIBBLAS_INLINE typename T::I32 quad(const Rows& rows) {
     auto code = T::zero_i32();
     unroll<kSlices>([&](auto s) NIBBLAS_INLINE_LAMBDA {
@@ -87,7 +87,9 @@ class CodeReader {
       // Bits that cross into a neighbouring byte are outside the mask.
       if constexpr (shift > 0) part = T::template shr<shift>(part);
       if constexpr (shift < 0) part = T::template shl<-shift>(part);
-      if constexpr (width < 8) part = T::and_i32(part, mask<width, low>());
+      if constexpr (width < 8 && !(loose && kSlices == 1)) {
+        part = T::and_i32(part, mask<width, low>());
+      }
       if constexpr (s.value == 0) {
         code = part;
       } else {

@@ -35,7 +35,7 @@ void expand_codes(const Weight& w, int64_t panel, int panels, int64_t k0, int64_
         if (kZeros && at % w.group == 0) load_zeros(at / w.group);
         unroll<parts>([&](auto i) NIBBLAS_INLINE_LAMBDA {
           constexpr int part = half.value * parts + i.value;
-          auto operand = operand_of<part, Reader>(operands, codes);
+          auto operand = operand_of<part, Reader, 0>(operands, codes);
           if constexpr (kZeros) operand = T::sub(operand, zeros);
           Ops::store_w(to + part * stride, operand);
         });

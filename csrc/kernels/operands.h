@@ -85,48 +85,97 @@ struct IntLookup {
   }
 };
 
-// float(code) - zero, for the zero point of the whole matrix.
-template <class T, int Bits>
-struct FloatCodes {
-  using Ops = FloatOps<T>;
-  using ManyRows = FloatCodes<T, Bits>;
-  static constexpr int kBits = Bits;
-  static constexpr bool kLookup = false;
-  typename T::F32 zero;
-  explicit FloatCodes(const Weight& w) : zero(T::set1(static_cast<float>(w.zero))) {}
-  template <int part>
-  NIBBLAS_INLINE typename T::F32 operand(typename T::I32 quad) const {
-    if constexpr (part > 0) quad = T::template shr<8 * part>(quad);
-    if constexpr (part < 3) quad = T::and_i32(quad, T::set1_i32(255));
-    return T::sub(T::to_f32(quad), zero);
-  }
-};
-
-// values[code], for codebooks and where a target looks 4-bit codes up faster.
+// values[code] of a codebook. (`rows` of x share a float operand; 0 when codes are expanded.)
 template <class T>
 struct FloatLookup {
   using Ops = FloatOps<T>;
   using ManyRows = FloatLookup<T>;
   static constexpr int kBits = 4;
-  static constexpr bool kLookup = !T::kLooksUpFloats;  // and nothing else
+  static constexpr bool kLookup = true;
   typename T::FloatTable table;
   explicit FloatLookup(const Weight& w) : table(T::float_table(w.values)) {}
-  template <int part>
+  template <int part, int rows>
   NIBBLAS_INLINE typename T::F32 operand(typename T::I32 quad) const {
     if constexpr (part > 0) quad = T::template shr<8 * part>(quad);
     return T::lookup_f32(table, quad);
   }
 };
 
-// Operand `part` of the rows that a step has read.
-template <int part, class Reader, class Operands>
-NIBBLAS_INLINE auto operand_of(const Operands& operands, const typename Reader::Rows& rows) {
+// float(code) - zero, for the zero point of the whole matrix. Bytes of a quad may hold more bits
+// than the code's.
+template <class T, int Bits>
+struct FloatCodes {
+  using Ops = FloatOps<T>;
+  using ManyRows = FloatCodes<T, Bits>;
+  static constexpr int kBits = Bits;
+  static constexpr bool kLookup = false;
+  static constexpr int kMask = (1 << Bits) - 1;
+  // What is in place: the last code, or the last two of 8 bits, lie beyond the mantissa's 23 bits.
+  static constexpr int kInPlace = Bits == 8 ? 2 : 3;
+  typename T::F32 zero;
+  typename T::F32 offsets[kInPlace];
+  explicit FloatCodes(const Weight& w) : zero(T::set1(static_cast<float>(w.zero))) {
+    for (int i = 0; i < kInPlace; ++i) {
+      offsets[i] = T::set1(static_cast<float>((1 << (23 - 8 * i)) + w.zero));
+    }
+  }
+
+  template <int part, int rows>
+  NIBBLAS_INLINE typename T::F32 operand(typename T::I32 quad) const {
+    // One row waits for its operands (0.83 to 0.95 of the time so), more rows for registers.
+    if constexpr (rows == 1) return in_mantissa<part>(quad);
+    if constexpr (part > 0) quad = T::template shr<8 * part>(quad);
+    if constexpr (part < 3 || Bits < 8) quad = T::and_i32(quad, T::set1_i32(kMask));
+    return T::sub(T::to_f32(quad), zero);
+  }
+
+  // A code at bit n of the mantissa, beside the exponent that makes this bit worth 1, is the float
+  // 2^(23 - n) + code: no conversion, mostly no shift, and the subtraction is as exact.
+  template <int part>
+  NIBBLAS_INLINE typename T::F32 in_mantissa(typename T::I32 quad) const {
+    constexpr bool moved = part >= kInPlace;
+    constexpr int by = Bits == 8 ? 2 : 1;  // bytes
+    constexpr int at = moved ? part - by : part;
+    constexpr int exponent = (127 + 23 - 8 * at) << 23;
+    if constexpr (moved) quad = T::template shr<8 * by>(quad);
+    const auto code = T::and_or(quad, T::set1_i32(kMask << 8 * at), T::set1_i32(exponent));
+    return T::sub(T::from_bits(code), offsets[at]);
+  }
+};
+
+// The same of 4 bits where a look-up is one instruction. One row takes both ways, to use the pipes
+// that shuffle and the others: the first code needs only the look-up, the last a shift anyway.
+template <class T>
+struct FloatNibbles {
+  using Ops = FloatOps<T>;
+  using ManyRows = FloatNibbles<T>;
+  static constexpr int kBits = 4;
+  static constexpr bool kLookup = false;
+  FloatLookup<T> lookup;
+  FloatCodes<T, 4> codes;
+  explicit FloatNibbles(const Weight& w) : lookup(w), codes(w) {}
+  template <int part, int rows>
+  NIBBLAS_INLINE typename T::F32 operand(typename T::I32 quad) const {
+    if constexpr (rows == 1 && (part == 1 || part == 2)) {
+      return codes.template in_mantissa<part>(quad);
+    } else {
+      return lookup.template operand<part, rows>(quad);
+    }
+  }
+};
+
+// Operand `part` of what a step has read, for so many rows of x.
+template <int part, class Reader, int rows, class Operands>
+NIBBLAS_INLINE auto operand_of(const Operands& operands, const typename Reader::Rows& read) {
   using Ops = typename Operands::Ops;
-  if constexpr (Ops::kQuads == 2) {
-    return Ops::join(operands.template operand<0>(Reader::template quad<2 * part>(rows)),
-                     operands.template operand<0>(Reader::template quad<2 * part + 1>(rows)));
+  if constexpr (Ops::kFloat) {
+    const auto quad = Reader::template quad<part / 4, true>(read);
+    return operands.template operand<part % 4, rows>(quad);
+  } else if constexpr (Ops::kQuads == 2) {
+    return Ops::join(operands.template operand<0>(Reader::template quad<2 * part>(read)),
+                     operands.template operand<0>(Reader::template quad<2 * part + 1>(read)));
   } else {
-    const auto quad = Reader::template quad<part / Ops::kQuadParts>(rows);
+    const auto quad = Reader::template quad<part / Ops::kQuadParts>(read);
     return operands.template operand<part % Ops::kQuadParts>(quad);
   }
 }
@@ -161,12 +210,10 @@ void with_int_operands(const Weight& w, const F& f) {
 template <class T, class F>
 void with_float_operands(const Weight& w, const F& f) {
   if (w.codebook_type != CodebookType::none) return f(Use<FloatLookup<T>>{});
-  if constexpr (T::kLooksUpFloats) {
-    if (w.bits == 4) return f(Use<FloatLookup<T>>{});
-  }
   with_bits(w.bits, [&](auto bits) {
     constexpr int Bits = decltype(bits)::value;
-    if constexpr (Bits != 4 || !T::kLooksUpFloats) f(Use<FloatCodes<T, Bits>>{});
+    using Codes = FloatCodes<T, Bits>;
+    f(Use<typename Choose<T::kLooksUpFloats && Bits == 4, FloatNibbles<T>, Codes>::type>{});
   });
 }
 

@@ -202,9 +202,9 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
     }
     return reader.load(n);
   }
-  template <int part>
+  template <int part, int MR>
   NIBBLAS_INLINE typename Ops::W operand(int n, const Raw& raw) const {
-    const auto w = operand_of<part, Reader>(operands, raw);
+    const auto w = operand_of<part, Reader, MR>(operands, raw);
     if constexpr (Ops::kFloat && kGroups == GroupKind::zero_points) {
       return T::sub(w, this->zeros[n]);
     } else {
@@ -238,7 +238,7 @@ struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
   NIBBLAS_INLINE Raw load(int n) const {
     return raw_operand<Ops>(this->block.rows + n * kOperandBytes<Ops>);
   }
-  template <int part>
+  template <int part, int MR>
   NIBBLAS_INLINE typename Ops::W operand(int, const Raw& raw) const { return raw; }
   NIBBLAS_INLINE void next() { this->block.rows += NV * kOperandBytes<Ops>; }
 };

@@ -41,7 +41,7 @@ NIBBLAS_INLINE void multiply_part_of_step(
   } else {
     typename Ops::W operand[NV];
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-      operand[n.value] = w.template operand<part>(n.value, raw[n.value]);
+      operand[n.value] = w.template operand<part, MR>(n.value, raw[n.value]);
     });
     unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
       const auto xm = Ops::template row<m.value, MR>(column);

@@ -100,6 +100,7 @@ struct Avx2 {
   static I32 xor_i32(I32 a, I32 b) {
     return {_mm256_xor_si256(a.lo, b.lo), _mm256_xor_si256(a.hi, b.hi)};
   }
+  static I32 and_or(I32 a, I32 b, I32 c) { return or_i32(and_i32(a, b), c); }
   static I32 max_i32(I32 a, I32 b) {
     return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)};
   }

@@ -71,6 +71,9 @@ struct Avx512 {
   static I32 and_i32(I32 a, I32 b) { return _mm512_and_si512(a, b); }
   static I32 or_i32(I32 a, I32 b) { return _mm512_or_si512(a, b); }
   static I32 xor_i32(I32 a, I32 b) { return _mm512_xor_si512(a, b); }
+  static I32 and_or(I32 a, I32 b, I32 c) {  // (a & b) | c
+    return _mm512_ternarylogic_epi32(a, b, c, 0xea);
+  }
   static I32 max_i32(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
   static I32 min_i32(I32 a, I32 b) { return _mm512_min_epi32(a, b); }
   template <int n>

@@ -154,6 +154,7 @@ struct NeonRegisters {
   static I32 xor_i32(I32 x, I32 y) {
     return map<I32>(x, y, [](int32x4_t p, int32x4_t q) { return veorq_s32(p, q); });
   }
+  static I32 and_or(I32 a, I32 b, I32 c) { return or_i32(and_i32(a, b), c); }
   static I32 max_i32(I32 x, I32 y) {
     return map<I32>(x, y, [](int32x4_t p, int32x4_t q) { return vmaxq_s32(p, q); });
   }

@@ -143,6 +143,7 @@ struct Scalar {
   static I32 and_i32(I32 a, I32 b) { return map_i32([&](int i) { return a.v[i] & b.v[i]; }); }
   static I32 or_i32(I32 a, I32 b) { return map_i32([&](int i) { return a.v[i] | b.v[i]; }); }
   static I32 xor_i32(I32 a, I32 b) { return map_i32([&](int i) { return a.v[i] ^ b.v[i]; }); }
+  static I32 and_or(I32 a, I32 b, I32 c) { return or_i32(and_i32(a, b), c); }
   static I32 max_i32(I32 a, I32 b) {
     return map_i32([&](int i) { return a.v[i] > b.v[i] ? a.v[i] : b.v[i]; });
   }
