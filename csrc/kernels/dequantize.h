@@ -101,16 +101,44 @@ void dequantize_run(const Weight& w, const RunFactors& f, const uint8_t* codes, 
   }
 }
 
+// The same of codes of up to 4 bits, for values of 16 bits: all that a group may have are made once
+// and looked up (float16 0.85, bfloat16 0.73 of the time; with groups of 128 0.75 and 0.62).
+constexpr int64_t kLookUpGroup = 2 * kPanel;
+
+template <class T, FloatType kType>
+void look_up_run(const Weight& w, const RunFactors& f, const uint8_t* codes, int n, int64_t count,
+                 char* to) {
+  float entries[kPanel];
+  for (int i = 0; i < kPanel; ++i) {
+    const bool lookup = w.codebook_type != CodebookType::none;
+    entries[i] = lookup ? w.values[i] : kFloatBase + static_cast<float>(i);
+  }
+  const int64_t group = int64_t{1} << f.shift;
+  for (int64_t k = 0, at = n; k < count; k += group, at += kPanel) {
+    const auto code = T::sub(T::load(entries), T::set1(f.zeros[at]));
+    auto value = T::fma(code, T::set1(f.scales[at]), T::set1(f.mins[at]));
+    if (!f.finite) value = canonical_nan<T>(value);
+    uint16_t halves[kPanel];
+    store_floats<T>(halves, kType, value);
+    const auto table = T::half_table(halves);
+    const int64_t stop = smaller(k + group, count);
+    for (int64_t i = k; i < stop; i += 2 * kPanel) T::store_lookup(to + 2 * i, table, codes + i);
+  }
+}
+
 template <class T, FloatType kType>
 void dequantize_panel(const DequantizeJob& job, int64_t panel) {
   constexpr int64_t bytes = float_bytes(kType);
   const Weight& w = *job.weight;
   const int64_t outputs = smaller(kPanel, w.cols - panel * kPanel);
   const bool lookup = w.codebook_type != CodebookType::none;
-  const auto run = w.group == 16 ? lookup ? dequantize_run<T, kType, true, 1>
-                                          : dequantize_run<T, kType, false, 1>
-                                 : lookup ? dequantize_run<T, kType, true, 2>
-                                          : dequantize_run<T, kType, false, 2>;
+  auto run = w.group == 16 ? lookup ? dequantize_run<T, kType, true, 1>
+                                    : dequantize_run<T, kType, false, 1>
+                           : lookup ? dequantize_run<T, kType, true, 2>
+                                    : dequantize_run<T, kType, false, 2>;
+  if constexpr (kType != FloatType::float32) {
+    if (w.bits <= 4 && w.group >= kLookUpGroup) run = look_up_run<T, kType>;
+  }
   RunFactors factors;
   fill_factors<T>(w, factors);
   alignas(kRowBytes) uint8_t codes[kPanel * kRunStride];

@@ -252,6 +252,27 @@ struct Avx2 {
   static I32 lookup(ByteTable t, I32 quad) {
     return {_mm256_shuffle_epi8(t, quad.lo), _mm256_shuffle_epi8(t, quad.hi)};
   }
+  // 16 values of 16 bits, their low and high bytes, and 32 of them by codes of bytes.
+  struct HalfTable {
+    __m256i low, high;
+  };
+  static HalfTable half_table(const uint16_t* p) {
+    const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    const __m256i low = _mm256_and_si256(values, _mm256_set1_epi16(255));
+    const __m256i both = _mm256_packus_epi16(low, _mm256_srli_epi16(values, 8));
+    // [low 0..7, high 0..7, low 8..15, high 8..15]
+    return {_mm256_permute4x64_epi64(both, 0x88), _mm256_permute4x64_epi64(both, 0xdd)};
+  }
+  static void store_lookup(void* to, HalfTable t, const uint8_t* codes) {
+    // Interleaving is by halves of a register, so codes 8..15 and 16..23 change places.
+    const __m256i c = _mm256_permute4x64_epi64(
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes)), 0xd8);
+    const __m256i low = _mm256_shuffle_epi8(t.low, c);
+    const __m256i high = _mm256_shuffle_epi8(t.high, c);
+    auto* out = static_cast<__m256i*>(to);
+    _mm256_storeu_si256(out, _mm256_unpacklo_epi8(low, high));
+    _mm256_storeu_si256(out + 1, _mm256_unpackhi_epi8(low, high));
+  }
   static __m256 lookup8(FloatTable t, __m256i codes) {  // bit 3 chooses the half
     const __m256 low = _mm256_permutevar8x32_ps(t.lo, codes);
     const __m256 high = _mm256_permutevar8x32_ps(t.hi, codes);

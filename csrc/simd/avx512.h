@@ -167,6 +167,15 @@ struct Avx512 {
   static FloatTable float_table(const float* p) { return load(p); }
   static I32 lookup(ByteTable t, I32 quad) { return _mm512_shuffle_epi8(t, quad); }
   static F32 lookup_f32(FloatTable t, I32 codes) { return _mm512_permutexvar_ps(codes, t); }
+  // 16 values of 16 bits, and 32 of them by codes of bytes.
+  using HalfTable = __m512i;  // twice
+  static HalfTable half_table(const uint16_t* p) {
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  }
+  static void store_lookup(void* to, HalfTable t, const uint8_t* codes) {
+    const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_cvtepu8_epi16(c), t));
+  }
 
   template <int MR>
   static NIBBLAS_INLINE const int32_t* load_column(const int32_t* p) { return p; }

@@ -325,6 +325,18 @@ struct NeonRegisters {
     return {{vreinterpretq_u8_s32(v.a), vreinterpretq_u8_s32(v.b), vreinterpretq_u8_s32(v.c),
              vreinterpretq_u8_s32(v.d)}};
   }
+  // 16 values of 16 bits, their low and high bytes, and 32 of them by codes of bytes.
+  using HalfTable = uint8x16x2_t;
+  static HalfTable half_table(const uint16_t* p) {
+    return vld2q_u8(reinterpret_cast<const uint8_t*>(p));
+  }
+  static void store_lookup(void* to, HalfTable t, const uint8_t* codes) {
+    for (int i = 0; i < 32; i += 16) {
+      const uint8x16_t c = vld1q_u8(codes + i);
+      vst2q_u8(static_cast<uint8_t*>(to) + 2 * i,
+               {{vqtbl1q_u8(t.val[0], c), vqtbl1q_u8(t.val[1], c)}});
+    }
+  }
   static I32 lookup(ByteTable t, I32 quad) {
     return map<I32>(quad, [t](int32x4_t p) {
       return vreinterpretq_s32_u8(vqtbl1q_u8(t, vreinterpretq_u8_s32(p)));

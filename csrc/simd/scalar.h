@@ -246,6 +246,20 @@ struct Scalar {
     float v[16];
   };
   static constexpr bool kLooksUpFloats = false;  // 4-bit codes: no faster than converting
+  // 16 values of 16 bits, and 32 of them by codes of bytes.
+  struct HalfTable {
+    uint16_t v[16];
+  };
+  static HalfTable half_table(const uint16_t* p) {
+    HalfTable t;
+    memcpy(t.v, p, sizeof t.v);
+    return t;
+  }
+  static void store_lookup(void* to, const HalfTable& t, const uint8_t* codes) {
+    uint16_t h[32];
+    for (int i = 0; i < 32; ++i) h[i] = t.v[codes[i] & 15];
+    memcpy(to, h, sizeof h);
+  }
   static ByteTable byte_table(const uint8_t* p) {
     ByteTable t;
     memcpy(t.v, p, sizeof t.v);
