@@ -240,7 +240,7 @@ void quantize_activations(const Array& x, int64_t group, const Array& codes, con
       std::max<int64_t>(kElementsPerTask / std::max<int64_t>(depth, 1), 1);
   parallel_for((rows + rows_per_task - 1) / rows_per_task, wanted, [&](int64_t task, int thread) {
     float* buffer = reinterpret_cast<float*>(memory + bytes * static_cast<size_t>(thread));
-    int8_t* row_codes = reinterpret_cast<int8_t*>(buffer + padded);
+    int8_t* whole_vectors = reinterpret_cast<int8_t*>(buffer + padded);
     const int64_t stop = std::min(rows, (task + 1) * rows_per_task);
     for (int64_t row = task * rows_per_task; row < stop; ++row) {
       const float* values = floats.row_as_floats(from, float_type(x.dtype), row, depth, padded,
@@ -250,8 +250,13 @@ void quantize_activations(const Array& x, int64_t group, const Array& codes, con
         std::fill(row_scales, row_scales + groups, 0.0f);
         continue;
       }
-      floats.quantize_row(values, depth, run, row_codes, row_scales);
-      std::memcpy(codes.data + row * depth, row_codes, static_cast<size_t>(depth));
+      int8_t* row_codes = reinterpret_cast<int8_t*>(codes.data) + row * depth;
+      if (depth % kPanel == 0) {  // with groups of 32 in 0.87 of the time
+        floats.quantize_row(values, depth, run, row_codes, row_scales);
+      } else {
+        floats.quantize_row(values, depth, run, whole_vectors, row_scales);
+        std::memcpy(row_codes, whole_vectors, static_cast<size_t>(depth));
+      }
     }
   });
 }
