@@ -25,9 +25,16 @@ int64_t depth_block(const Weight& w, int64_t rows) {
   return w.group > few && w.group <= kDepthBlock<Ops> ? w.group : few;
 }
 
-// Rows of a tile.
+// Rows and panels of a tile. Two-level schemes may have one of their own.
 template <class T, class Ops>
-constexpr int kTileRows = Ops::kMostRows < T::kGemmRows ? Ops::kMostRows : T::kGemmRows;
+constexpr int tile_rows(bool two_level) {
+  const int rows = two_level && T::kTwoLevelRows ? T::kTwoLevelRows : T::kGemmRows;
+  return Ops::kMostRows < rows ? Ops::kMostRows : rows;
+}
+template <class T>
+constexpr int tile_panels(bool two_level) {
+  return two_level && T::kTwoLevelRows ? T::kTwoLevelPanels : T::kGemmPanels;
+}
 
 // Scratch of one product: the block, then running sums and segment sums of [rows][panels][16].
 struct ProductScratch {
@@ -180,8 +187,9 @@ template <class T, class Ops, GroupKind kGroups, int NV>
 void gemm_short_groups(const ProductJob& job, Expand expand, int64_t panel, int64_t row0,
                        int64_t row1, const ProductScratch& s) {
   const Weight& w = *job.weight;
+  constexpr int kRows = tile_rows<T, Ops>(kGroups == GroupKind::two_level);
   const int64_t block = depth_block<Ops>(w, row1 - row0);
-  const int64_t tiles = (row1 - row0 + kTileRows<T, Ops> - 1) / kTileRows<T, Ops>;
+  const int64_t tiles = (row1 - row0 + kRows - 1) / kRows;
   using Source = BlockSource<T, Ops, kGroups, NV>;
   for (int64_t k = 0; k < w.depth_padded; k += block) {
     const int64_t depth = smaller(block, w.depth_padded - k);
@@ -193,7 +201,7 @@ void gemm_short_groups(const ProductJob& job, Expand expand, int64_t panel, int6
     }
     const int64_t words = k / 4 * Ops::kQuadParts;
     NextCodes<T> next(w, panel, NV, k, block, tiles);
-    for_each_tile<kTileRows<T, Ops>>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+    for_each_tile<kRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
       next.fetch_share();
       float* acc = s.acc + (row - row0) * NV * kPanel;
       const Source source(w, s.block);
@@ -234,12 +242,13 @@ template <class T, class Ops, GroupKind kGroups, int NV>
 void gemm_long_groups(const ProductJob& job, Expand expand, int64_t panel, int64_t row0,
                       int64_t row1, const ProductScratch& s) {
   const Weight& w = *job.weight;
+  constexpr int kRows = tile_rows<T, Ops>(false);
   const int64_t block = depth_block<Ops>(w, row1 - row0);
   for (int64_t segment = 0; segment < job.x.segments; ++segment) {
     const int64_t begin = segment * job.x.segment;
     const int64_t end = smaller(begin + job.x.segment, w.depth_padded);
     expand_groups<T, Ops, kGroups>(w, panel, NV, w.per_channel ? 0 : segment, 1, s.block);
-    for_each_tile<kTileRows<T, Ops>>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+    for_each_tile<kRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
       begin_segment<T, Ops, kGroups>(s.block, NV, advance(x, m.value, 0, segment), m.value,
                                      s.sums + (row - row0) * NV * kPanel);
     });
@@ -247,12 +256,12 @@ void gemm_long_groups(const ProductJob& job, Expand expand, int64_t panel, int64
         w, expand, panel, begin, end, block, s.block,
         [&](const auto& weights, int64_t k, int64_t depth) {
           const int64_t words = k / 4 * Ops::kQuadParts;
-          for_each_tile<kTileRows<T, Ops>>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+          for_each_tile<kRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
             multiply_part<T, m.value>(weights, x.words + words * m.value, weights.steps(depth),
                                       s.sums + (row - row0) * NV * kPanel);
           });
         });
-    for_each_tile<kTileRows<T, Ops>>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+    for_each_tile<kRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
       const int64_t at = (row - row0) * NV * kPanel;
       combine_segment<T, Ops, kGroups>(s.block, NV, advance(x, m.value, 0, segment), m.value,
                                        s.sums + at, s.acc + at);
@@ -293,7 +302,8 @@ void gemm(const ProductJob& job, Expand expand, int64_t panel0, int64_t panel1,
           int64_t row0, int64_t row1, void* scratch) {
   const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
   if (reads_planes<Ops>(*job.weight)) expand = nullptr;
-  for_each_panels<T::kGemmPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
+  constexpr int kPanels = tile_panels<T>(kGroups == GroupKind::two_level);
+  for_each_panels<kPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
     gemm_panels<T, Ops, kGroups, nv.value>(job, expand, panel, row0, row1, s);
   });
 }

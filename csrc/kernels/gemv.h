@@ -19,6 +19,7 @@ constexpr int64_t kGroupsAtOnce = 16;
 template <class T, class Ops>
 int straight_rows(const Weight& w) {
   if (Ops::kWideX) return 2 * T::kStraightRows;
+  if (w.two_level && !Ops::kFloat) return T::two_level_straight_rows(w.bits);
   return w.bits == 8 && w.per_channel ? T::kGemvRows : T::kStraightRows;
 }
 

@@ -55,10 +55,15 @@ void integer_gemm_panels(const IntegerProductJob& job, Expand expand, int64_t pa
       [&](const auto& weights, int64_t k, int64_t depth) {
         const int64_t words = k / 4 * Ops::kQuadParts;
         const int64_t steps = weights.steps(depth);
-        for_each_tile<kTileRows<T, Ops>>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+        const auto part = [&](auto m, int64_t row, TileRows x) {
           multiply_part<T, m.value>(weights, x.words + words * m.value, steps,
                                     s.sums + (row - row0) * NV * kPanel);
-        });
+        };
+        if (w.two_level) {
+          for_each_tile<tile_rows<T, Ops>(true)>(job.x, row0, row1, part);
+        } else {
+          for_each_tile<tile_rows<T, Ops>(false)>(job.x, row0, row1, part);
+        }
         if (job.ones) multiply_part<T, 1>(weights, job.ones->words + words, steps, ones);
       });
   store_integers<T>(job, panel, NV, row0, row1 - row0, s.sums, ones);

@@ -32,8 +32,9 @@ Tile choose_tile(const Weight& w, int64_t rows) {
   using Ops = typename Operands::ManyRows::Ops;
   const bool few = takes_planes<T, typename Operands::Ops>(w, rows);
   Tile tile;
-  tile.rows = few ? gemv_tile_rows<T>(rows) : kTileRows<T, Ops>;
-  tile.panels = few ? T::gemv_panels(tile.rows) : T::kGemmPanels;
+  const bool two_level = w.two_level && !Ops::kFloat;
+  tile.rows = few ? gemv_tile_rows<T>(rows) : tile_rows<T, Ops>(two_level);
+  tile.panels = few ? T::gemv_panels(tile.rows) : tile_panels<T>(two_level);
   tile.depth = few ? 0 : depth_block<Ops>(w, rows);
   tile.x_row_words = Ops::kQuadParts;
   tile.kernel = few ? "gemv" : "gemm";

@@ -20,6 +20,7 @@ struct Neon : NeonRegisters {
   static constexpr int kGemmRows = 3;
   static constexpr int kGemvRows = 2;
   static constexpr int kStraightRows = 4;  // see straight_rows
+  static constexpr int two_level_straight_rows(int) { return kStraightRows; }
   static constexpr int gemv_panels(int) { return 1; }
 
   // Lanes k0 .. k3 of two outputs each: of the low and the high half of each register of weights.

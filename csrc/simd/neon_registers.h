@@ -21,10 +21,13 @@ struct NeonRegisters {
   // multiplications.
   static constexpr int kGemmRows = 6;
   static constexpr int kGemmPanels = 1;
+  static constexpr int kTwoLevelRows = 0;  // none of their own: see tile_rows
+  static constexpr int kTwoLevelPanels = 0;
   static constexpr bool kPinsSums = false;  // see multiply_steps
   static constexpr int kGemvRows = 4;
   static constexpr int kStreamRows = 2;    // see reads_one_stream
   static constexpr int kStraightRows = 8;  // see straight_rows
+  static constexpr int two_level_straight_rows(int) { return kStraightRows; }
   static constexpr int gemv_panels(int rows) { return rows == 1 ? 2 : 1; }
 
   struct F32 {

@@ -19,10 +19,13 @@ struct Scalar {
   // Small tiles: without SIMD the accumulators are memory anyway.
   static constexpr int kGemmRows = 2;
   static constexpr int kGemmPanels = 1;
+  static constexpr int kTwoLevelRows = 0;  // none of their own: see tile_rows
+  static constexpr int kTwoLevelPanels = 0;
   static constexpr bool kPinsSums = false;  // see multiply_steps
   static constexpr int kGemvRows = 1;
   static constexpr int kStreamRows = 2;    // see reads_one_stream
   static constexpr int kStraightRows = 1;   // see straight_rows
+  static constexpr int two_level_straight_rows(int) { return kStraightRows; }
   static constexpr int gemv_panels(int) { return 1; }
   static constexpr int kLanes = 16;
 
