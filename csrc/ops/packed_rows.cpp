@@ -38,13 +38,13 @@ Partition partition(const Tile& tile, const Weight& w, int64_t rows, int threads
   Partition p;
   rows = std::max<int64_t>(rows, 1);
   const int64_t work = rows * w.cols * std::max<int64_t>(w.depth, 1);
-  const int64_t most = std::max<int64_t>(available_cpus(), work / kWorkPerExtraThread);
+  const int64_t shares = std::clamp<int64_t>(work / kWorkPerThread, 1, threads);
   p.threads = static_cast<int>(
-      std::clamp<int64_t>(work / kWorkPerThread, 1, std::min<int64_t>(threads, most)));
+      std::min(shares, std::max<int64_t>(available_cpus(), work / kWorkPerExtraThread)));
   p.rows_per_block = tile.depth == 0 ? rows : kRowBlock / tile.rows * tile.rows;
   p.row_blocks = ceil_div(rows, p.rows_per_block);
   const int64_t units = std::max<int64_t>(ceil_div(w.panels, tile.panels), 1);  // whole tiles
-  const int64_t tasks = std::max(p.threads == 1 ? 1 : p.threads * kTasksPerThread,
+  const int64_t tasks = std::max(shares == 1 ? 1 : shares * kTasksPerThread,
                                  ceil_div(work, kMostWorkPerTask));
   const int64_t panel_blocks = std::clamp<int64_t>(ceil_div(tasks, p.row_blocks), 1, units);
   p.panels_per_block = ceil_div(units, panel_blocks) * tile.panels;
