@@ -92,7 +92,7 @@ template <class T, class Operands>
 void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
                         int64_t row1, void* scratch) {
   if constexpr (straight(Operands::kBits, GroupKind::constant)) {
-    if (takes_planes<T, typename Operands::Ops>(*job.weight, job.x.rows)) {
+    if (takes_planes<T, Operands>(*job.weight, job.x.rows)) {
       return for_each_gemv_tile<T>(
           job.x, panel0, panel1, reads_one_stream<T>(job),
           [&](auto m, auto nv, int64_t panel, int64_t row, TileRows x) {

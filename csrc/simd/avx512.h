@@ -37,6 +37,7 @@ struct Avx512 {
   static constexpr int kGemvRows = 4;
   static constexpr int kStreamRows = 2;    // see reads_one_stream
   static constexpr int kStraightRows = 32;  // see straight_rows
+  static constexpr bool kSingleRowStraight = true;  // see product.h
   static constexpr int two_level_straight_rows(int bits) { return bits == 4 ? 24 : 12; }
   static constexpr int gemv_panels(int) { return 4; }
 

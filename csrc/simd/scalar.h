@@ -25,6 +25,7 @@ struct Scalar {
   static constexpr int kGemvRows = 1;
   static constexpr int kStreamRows = 2;    // see reads_one_stream
   static constexpr int kStraightRows = 1;   // see straight_rows
+  static constexpr bool kSingleRowStraight = false;  // see product.h
   static constexpr int two_level_straight_rows(int) { return kStraightRows; }
   static constexpr int gemv_panels(int) { return 1; }
   static constexpr int kLanes = 16;
