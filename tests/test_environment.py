@@ -18,7 +18,7 @@ def test_num_threads_of_the_environment(number):
 import numpy as np, nibblas
 print(nibblas.get_num_threads())
 w = nibblas.quantize(np.ones((2048, 2048), np.float32))
-print(nibblas.explain((64, 2048), w)["threads"])
+print(nibblas.explain((160, 2048), w)["threads"])
 nibblas.set_num_threads(2)
 print(nibblas.get_num_threads())
 """

@@ -117,7 +117,7 @@ def test_linear(at, variant, compute, rng, target, guarded):
 @computes
 @pytest.mark.parametrize("group", [16, 512, 1024, None], ids=lambda group: f"g{group}")
 def test_linear_with_deep_rows_and_threads(at, compute, group, rng, target, guarded):
-    """Blocks of several hundred codes, and work for three threads."""
+    """Blocks of several hundred codes, and work for two threads or three."""
     for scheme in SCHEMES:
         variant = Variant(scheme, SCHEMES[scheme].offsets[0])
         w = random_weight(rng, variant, (83, 2500), group)

@@ -52,7 +52,7 @@ void set_codebook(Weight& w, const py::array& codebook) {
   if (w.bits != 4 || codebook.ndim() != 1 || codebook.shape(0) != 16) {
     throw std::invalid_argument("a codebook has 16 values, for codes of 4 bits");
   }
-  if (w.zero != 0 || w.zero_points || (w.mins && !w.two_level)) {
+  if (w.zero != 0 || w.zero_points || w.mins || w.super_mins) {
     throw std::invalid_argument("codes of a codebook have no zero points and no mins");
   }
   int integers[16];

@@ -101,10 +101,9 @@ void dequantize_run(const Weight& w, const RunFactors& f, const uint8_t* codes, 
   }
 }
 
-// The same of codes of up to 4 bits, for values of 16 bits: all that a group may have are made once
-// and looked up (float16 0.85, bfloat16 0.73 of the time; with groups of 128 0.75 and 0.62).
-constexpr int64_t kLookUpGroup = 2 * kPanel;
-
+// The same of codes of up to 4 bits in groups of 32 and more, for values of 16 bits: all that a
+// group may have are made once and looked up (float16 0.85, bfloat16 0.73 of the time; with groups
+// of 128 0.75 and 0.62).
 template <class T, FloatType kType>
 void look_up_run(const Weight& w, const RunFactors& f, const uint8_t* codes, int n, int64_t count,
                  char* to) {
@@ -132,12 +131,13 @@ void dequantize_panel(const DequantizeJob& job, int64_t panel) {
   const Weight& w = *job.weight;
   const int64_t outputs = smaller(kPanel, w.cols - panel * kPanel);
   const bool lookup = w.codebook_type != CodebookType::none;
-  auto run = w.group == 16 ? lookup ? dequantize_run<T, kType, true, 1>
-                                    : dequantize_run<T, kType, false, 1>
-                           : lookup ? dequantize_run<T, kType, true, 2>
-                                    : dequantize_run<T, kType, false, 2>;
-  if constexpr (kType != FloatType::float32) {
-    if (w.bits <= 4 && w.group >= kLookUpGroup) run = look_up_run<T, kType>;
+  auto run = lookup ? dequantize_run<T, kType, true, 1> : dequantize_run<T, kType, false, 1>;
+  if (w.group >= 2 * kPanel) {
+    if constexpr (kType == FloatType::float32) {
+      run = lookup ? dequantize_run<T, kType, true, 2> : dequantize_run<T, kType, false, 2>;
+    } else {
+      run = w.bits <= 4 ? look_up_run<T, kType> : dequantize_run<T, kType, false, 2>;
+    }
   }
   RunFactors factors;
   fill_factors<T>(w, factors);

@@ -32,7 +32,8 @@ constexpr int tile_rows(bool two_level) {
   return Ops::kMostRows < rows ? Ops::kMostRows : rows;
 }
 template <class T>
-constexpr int tile_panels(bool two_level) {
+constexpr int gemm_panels_of(bool two_level) {
+  static_assert(T::kTwoLevelRows <= T::kGemmRows && T::kTwoLevelPanels <= T::kGemmPanels);
   return two_level && T::kTwoLevelRows ? T::kTwoLevelPanels : T::kGemmPanels;
 }
 
@@ -302,7 +303,7 @@ void gemm(const ProductJob& job, Expand expand, int64_t panel0, int64_t panel1,
           int64_t row0, int64_t row1, void* scratch) {
   const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
   if (reads_planes<Ops>(*job.weight)) expand = nullptr;
-  constexpr int kPanels = tile_panels<T>(kGroups == GroupKind::two_level);
+  constexpr int kPanels = gemm_panels_of<T>(kGroups == GroupKind::two_level);
   for_each_panels<kPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
     gemm_panels<T, Ops, kGroups, nv.value>(job, expand, panel, row0, row1, s);
   });

@@ -55,15 +55,11 @@ void integer_gemm_panels(const IntegerProductJob& job, Expand expand, int64_t pa
       [&](const auto& weights, int64_t k, int64_t depth) {
         const int64_t words = k / 4 * Ops::kQuadParts;
         const int64_t steps = weights.steps(depth);
-        const auto part = [&](auto m, int64_t row, TileRows x) {
+        constexpr int rows = tile_rows<T, Ops>(false);  // the weight is no two-level one here
+        for_each_tile<rows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
           multiply_part<T, m.value>(weights, x.words + words * m.value, steps,
                                     s.sums + (row - row0) * NV * kPanel);
-        };
-        if (w.two_level) {
-          for_each_tile<tile_rows<T, Ops>(true)>(job.x, row0, row1, part);
-        } else {
-          for_each_tile<tile_rows<T, Ops>(false)>(job.x, row0, row1, part);
-        }
+        });
         if (job.ones) multiply_part<T, 1>(weights, job.ones->words + words, steps, ones);
       });
   store_integers<T>(job, panel, NV, row0, row1 - row0, s.sums, ones);
@@ -100,6 +96,7 @@ void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t pa
           });
     }
   }
+  // A single row of 1 to 3 bits comes here, too, though its tile is gemv's: packed it is the same.
   using ManyRows = typename Operands::ManyRows;
   using Ops = typename ManyRows::Ops;
   const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);

@@ -85,7 +85,7 @@ struct IntLookup {
   }
 };
 
-// values[code] of a codebook. (`rows` of x share a float operand; 0 when codes are expanded.)
+// values[code] of a codebook.
 template <class T>
 struct FloatLookup {
   using Ops = FloatOps<T>;
@@ -102,7 +102,7 @@ struct FloatLookup {
 };
 
 // float(code) - zero, for the zero point of the whole matrix. Bytes of a quad may hold more bits
-// than the code's.
+// than the code's. `rows` of x share an operand; 0 when codes are expanded.
 template <class T, int Bits>
 struct FloatCodes {
   using Ops = FloatOps<T>;

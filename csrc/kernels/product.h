@@ -47,7 +47,7 @@ Tile choose_tile(const Weight& w, int64_t rows) {
   Tile tile;
   const bool two_level = w.two_level && !Ops::kFloat;
   tile.rows = few ? gemv_tile_rows<T>(rows) : tile_rows<T, Ops>(two_level);
-  tile.panels = few ? T::gemv_panels(tile.rows) : tile_panels<T>(two_level);
+  tile.panels = few ? T::gemv_panels(tile.rows) : gemm_panels_of<T>(two_level);
   tile.depth = few ? 0 : depth_block<Ops>(w, rows);
   tile.x_row_words = Ops::kQuadParts;
   tile.kernel = few ? "gemv" : "gemm";
@@ -65,7 +65,11 @@ Tile int8_tile(const Weight& w, int64_t rows) {
 
 template <class T>
 Tile float_tile(const Weight& w, int64_t rows) {
-  return choose_tile<T, FloatCodes<T, 8>>(w, rows);  // all float operands are alike in this
+  Tile tile;
+  with_float_operands<T>(w, [&](auto use) {
+    tile = choose_tile<T, typename decltype(use)::Operands>(w, rows);
+  });
+  return tile;
 }
 
 template <class T, class Operands, GroupKind kGroups>

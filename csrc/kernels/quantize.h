@@ -218,7 +218,7 @@ void pack_integer_rows(const IntegerRowsJob& job, int64_t row0, void* scratch) {
 }
 
 // Plain codes and scales of one dense row, for quantize_activations. `codes` has room for whole
-// groups of whole vectors.
+// vectors.
 template <class T>
 void quantize_row(const float* x, int64_t depth, int64_t group, int8_t* codes, float* scales) {
   for (int64_t k = 0; k < depth; k += group) {

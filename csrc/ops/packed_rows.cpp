@@ -40,7 +40,7 @@ Partition partition(const Tile& tile, const Weight& w, int64_t rows, int threads
   const int64_t work = rows * w.cols * std::max<int64_t>(w.depth, 1);
   const int64_t shares = std::clamp<int64_t>(work / kWorkPerThread, 1, threads);
   p.threads = static_cast<int>(
-      std::min(shares, std::max<int64_t>(available_cpus(), work / kWorkPerExtraThread)));
+      std::min(shares, std::max<int64_t>(machine_cpus(), work / kWorkPerExtraThread)));
   p.rows_per_block = tile.depth == 0 ? rows : kRowBlock / tile.rows * tile.rows;
   p.row_blocks = ceil_div(rows, p.rows_per_block);
   const int64_t units = std::max<int64_t>(ceil_div(w.panels, tile.panels), 1);  // whole tiles

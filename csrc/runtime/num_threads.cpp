@@ -19,11 +19,13 @@ std::atomic<int> g_default{0};  // 0 before it is known
 
 }  // namespace
 
-int available_cpus() {
+int machine_cpus() {
   static std::atomic<int> known{0};
   int cpus = known.load(std::memory_order_relaxed);
   if (cpus == 0) {
-    cpus = cpu_limits().threads();
+    CpuLimits limits = cpu_limits();
+    limits.affinity = limits.logical;
+    cpus = limits.threads();
     known.store(cpus, std::memory_order_relaxed);
   }
   return cpus;
@@ -40,7 +42,7 @@ int default_num_threads() {
                                   std::to_string(kMaxThreads) + ", got \"" + *text + '"');
     }
   } else {
-    threads = std::min(available_cpus(), kMaxThreads);
+    threads = std::min(cpu_limits().threads(), kMaxThreads);
   }
   g_default.store(threads, std::memory_order_relaxed);
   return threads;

@@ -7,11 +7,13 @@ namespace nibblas {
 // More than the largest machines have cores that are worth one job.
 constexpr int kMaxThreads = 1024;
 
-// CPUs this process may use: its affinity within its cgroup quota, rounded up. Read once.
-int available_cpus();
+// The machine's CPUs, or fewer under a cgroup quota, rounded up; whatever the thread's affinity.
+// Read once.
+int machine_cpus();
 
-// NIBBLAS_NUM_THREADS, or else those CPUs. Read once. Throws std::invalid_argument, at every call
-// until it is put right, if the variable is not an integer from 1 to kMaxThreads.
+// NIBBLAS_NUM_THREADS, or else the CPUs this process may use: its affinity within its cgroup quota,
+// rounded up. Read once. Throws std::invalid_argument, at every call until it is put right, if the
+// variable is not an integer from 1 to kMaxThreads.
 int default_num_threads();
 
 // What set_num_threads() chose, or else the default (and its exception).

@@ -38,6 +38,8 @@ struct Avx512 {
   static constexpr int kStreamRows = 2;    // see reads_one_stream
   static constexpr int kStraightRows = 32;  // see straight_rows
   static constexpr bool kSingleRowStraight = true;  // see product.h
+  // Expanding 4 bits pays from 25 rows on (24 rows 1.01 of the time, 32 rows 0.97), others from 13
+  // on (q6_k 16 rows 0.95, q5_k 24 rows 0.89).
   static constexpr int two_level_straight_rows(int bits) { return bits == 4 ? 24 : 12; }
   static constexpr int gemv_panels(int) { return 4; }
 
