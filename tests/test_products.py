@@ -317,7 +317,7 @@ def large_problem(variant: Variant, group: int | None, shape: tuple[int, int, in
 def test_threads_do_not_matter(variant, group, shape, target):
     x, w, arguments, expected = large_problem(variant, group, shape)
     info = nibblas.cpu_info()
-    cpus = min(info["affinity"], math.ceil(info["quota"] or info["affinity"]))
+    cpus = min(info["logical"], math.ceil(info["quota"] or info["logical"]))
     for compute, same in zip(COMPUTES, expected, strict=True):
         for threads in (1, 2, 3):
             running = nibblas.explain(x.shape, w, compute, num_threads=threads)["threads"]
