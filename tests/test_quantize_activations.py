@@ -12,6 +12,7 @@ import nibblas
 from nibblas import numerics
 
 from .cases import (
+    BFLOAT16,
     TARGETS,
     Variant,
     assert_same_bits,
@@ -122,6 +123,18 @@ def test_where_r_overflows(target):
     assert (scales[~overflow, 0] > 0).all()
     check(x, None)
     check(x, 16)
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("dtype", [np.float16, BFLOAT16], ids=["float16", "bfloat16"])
+def test_every_half_is_the_largest_of_a_group(dtype, target):
+    """Subnormals, zeros, infinities and NaNs of either sign, in a group each, beside the least."""
+    groups_of_16 = np.zeros((256, 256, 16), np.uint16)
+    groups_of_16[..., 3] = 1
+    groups_of_16[..., 9] = np.arange(1 << 16).reshape(256, 256)
+    x = groups_of_16.reshape(256, -1).view(dtype)
+    check(x, 16)
+    check(x[:, :-3], 16)  # not of whole vectors
 
 
 @pytest.mark.emulated

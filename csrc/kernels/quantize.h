@@ -7,36 +7,74 @@
 namespace nibblas {
 namespace {
 
-// One segment of a row, x and codes of whole vectors: returns a, sets the sum of the codes.
-template <class T>
-inline float quantize_segment(const float* x, int64_t count, int8_t* codes, int32_t* sum) {
-  // Of non-negative floats the larger has the larger bits, and NaN is above infinity.
-  auto most = T::zero_i32();
-  for (int64_t k = 0; k < count; k += kPanel) {
-    most = T::max_i32(most, T::bits(T::abs(T::load(x + k))));
+// |x| as integers: of two the larger has the larger bits, and NaN is above infinity.
+template <class T, FloatType kType>
+inline typename T::I32 magnitude_bits(const void* x) {
+  if constexpr (kType == FloatType::float32) {
+    return T::and_i32(T::load_i32(x), T::set1_i32(0x7fffffff));
+  } else {
+    return T::and_i32(T::load_u16(x), T::set1_i32(0x7fff));
   }
-  const int32_t bits = T::reduce_max_i32(most);
-  float amax;
-  memcpy(&amax, &bits, sizeof amax);
-  const bool finite = bits < 0x7f800000;
-  const float r = 127.0f / amax;
-  if (!finite || r - r != 0.0f) {  // r overflows when amax is 0 or nearly so
-    memset(codes, 0, static_cast<size_t>(count));
-    *sum = 0;
-    if (finite) return 0.0f;
-    float nan;
-    memcpy(&nan, &kCanonicalNan, sizeof nan);
-    return nan;
+}
+
+// The floats of such bits, if finite; subnormals of float16, too, are exact this way.
+template <class T, FloatType kType>
+inline typename T::F32 magnitudes(typename T::I32 bits) {
+  switch (kType) {
+    case FloatType::float16:
+      return T::mul(T::from_bits(T::template shl<13>(bits)),
+                    T::set1(5.192296858534828e33f));  // 2^112
+    case FloatType::bfloat16: return T::from_bits(T::template shl<16>(bits));
+    default: return T::from_bits(bits);
   }
-  const auto scale = T::set1(r);
-  auto total = T::zero_i32();
-  for (int64_t k = 0; k < count; k += kPanel) {
-    const auto code = T::to_i32(T::mul(T::load(x + k), scale));
-    T::store_i8(codes + k, code);
-    total = T::add_i32(total, code);
+}
+
+// A row in segments of whole vectors to codes; done(index, a, sum of the codes) after each segment.
+// The divisions are made for 16 segments at once.
+template <class T, FloatType kType, class Done>
+NIBBLAS_INLINE void quantize_segments(const char* x, int64_t depth, int64_t segment, int8_t* codes,
+                                      const Done& done) {
+  constexpr int64_t bytes = float_bytes(kType);
+  constexpr int32_t infinite = kType == FloatType::float16    ? 0x7c00
+                               : kType == FloatType::bfloat16 ? 0x7f80
+                                                              : 0x7f800000;
+  int32_t most[kPanel] = {};
+  float scales[kPanel], factors[kPanel];
+  for (int64_t first = 0; first * segment < depth; first += kPanel) {
+    int count = 0;
+    for (int64_t k = first * segment; k < depth && count < kPanel; ++count) {
+      auto m = T::zero_i32();
+      for (const int64_t stop = smaller(k + segment, depth); k < stop; k += kPanel) {
+        m = T::max_i32(m, magnitude_bits<T, kType>(x + k * bytes));
+      }
+      most[count] = T::reduce_max_i32(m);
+    }
+    const auto m = T::load_i32(most);
+    const auto amax = magnitudes<T, kType>(m);
+    const auto factor = T::div(T::set1(127.0f), amax);
+    const auto usable = T::lt(factor, T::from_bits(T::set1_i32(0x7f800000)));  // not of 0, nearly 0
+    const auto a = T::select(usable, T::div(amax, T::set1(127.0f)), T::zero_f32());
+    const auto nan = T::from_bits(T::set1_i32(kCanonicalNan));
+    T::store(scales, T::select(T::lt_i32(m, T::set1_i32(infinite)), a, nan));
+    T::store(factors, T::select(usable, factor, T::zero_f32()));
+    int64_t k = first * segment;
+    for (int i = 0; i < count; ++i) {
+      const int64_t stop = smaller(k + segment, depth);
+      auto total = T::zero_i32();
+      if (most[i] < infinite) {
+        const auto r = T::set1(factors[i]);
+        for (; k < stop; k += kPanel) {
+          const auto code = T::to_i32(T::mul(load_floats<T>(x + k * bytes, kType), r));
+          T::store_i8(codes + k, code);
+          total = T::add_i32(total, code);
+        }
+      } else {
+        memset(codes + k, 0, static_cast<size_t>(stop - k));
+        k = stop;
+      }
+      done(first + i, scales[i], T::reduce_add_i32(total));
+    }
   }
-  *sum = T::reduce_add_i32(total);
-  return amax / 127.0f;
 }
 
 template <class T>
@@ -144,28 +182,31 @@ void pack_quantized_rows(const RowsJob& job, int64_t row0, void* scratch) {
   int8_t* codes = reinterpret_cast<int8_t*>(floats + w.depth_padded);
   const int64_t at = row0 * out.segments;
   for (int i = 0; i < count; ++i) {
-    const float* x = row_as_floats<T>(job.x, job.type, row0 + i, w.depth, w.depth_padded,
-                                      w.input_order, floats);
+    const float* x =
+        row_as_floats<T>(job.x, job.type, row0 + i, w.depth, w.depth_padded, w.input_order, floats);
     int8_t* row = codes + i * w.depth_padded;
-    float a = 0;
-    for (int64_t s = 0; s < out.segments; ++s) {
-      const int64_t k = s * out.segment;
-      const int64_t depth = smaller(out.segment, w.depth_padded - k);
-      int32_t sum = 0;
-      if (!w.per_channel) {
-        a = quantize_segment<T>(x + k, depth, row + k, &sum);
-      } else {  // one a for the whole row, a sum for each segment
-        if (s == 0) a = quantize_segment<T>(x, w.depth_padded, row, &sum);
-        if (out.segments > 1) sum = sum_codes<T>(row + k, depth);
-      }
+    const auto done = [&](int64_t s, float a, int32_t sum) NIBBLAS_INLINE_LAMBDA {
       const int64_t index = at + s * m + i;
       out.scales[index] = w.codebook_type == CodebookType::float32 ? a / 127.0f : a;
       if (w.two_level) {
-        pair_sums<T>(w, row + k, m, out.starts + (at + s * m) * out.segment_starts + i);
-        continue;
+        int32_t* starts = out.starts + (at + s * m) * out.segment_starts + i;
+        return pair_sums<T>(w, row + s * out.segment, m, starts);
       }
       out.starts[index] = w.zero_points ? negated_product(sum, 1) : negated_product(sum, zero);
       if (out.sums) out.sums[index] = a * static_cast<float>(sum);
+    };
+    // With scales per channel one a is for the whole row, and a sum for each segment.
+    const bool apart = w.per_channel && out.segments > 1;
+    float whole = 0;
+    const auto quantized = [&](int64_t s, float a, int32_t sum) NIBBLAS_INLINE_LAMBDA {
+      whole = a;
+      if (!apart) done(s, a, sum);
+    };
+    quantize_segments<T, FloatType::float32>(reinterpret_cast<const char*>(x), w.depth_padded,
+                                             apart ? w.depth_padded : out.segment, row, quantized);
+    for (int64_t s = 0; apart && s < out.segments; ++s) {
+      const int64_t k = s * out.segment;
+      done(s, whole, sum_codes<T>(row + k, smaller(out.segment, w.depth_padded - k)));
     }
   }
   Order::put(w, codes, m, count, out.words + row0 * out.row_words);
@@ -217,14 +258,30 @@ void pack_integer_rows(const IntegerRowsJob& job, int64_t row0, void* scratch) {
   Order::put(w, codes, m, count, out.words + row0 * out.row_words);
 }
 
-// Plain codes and scales of one dense row, for quantize_activations. `codes` has room for whole
-// vectors.
+// Plain codes and scales of a row of x, for quantize_activations: read where it lies if it is of
+// whole vectors (against a row of floats first, halves take 0.65..0.8 of the time).
+// `scratch` has room for `padded` floats and codes.
 template <class T>
-void quantize_row(const float* x, int64_t depth, int64_t group, int8_t* codes, float* scales) {
-  for (int64_t k = 0; k < depth; k += group) {
-    int32_t sum;
-    *scales++ = quantize_segment<T>(x + k, smaller(group, depth - k), codes + k, &sum);
+void quantize_row(const Matrix& x, FloatType type, int64_t row, int64_t depth, int64_t padded,
+                  int64_t segment, void* scratch, int8_t* codes, float* scales) {
+  const char* from = matrix_row(x, row);
+  const auto keep = [&](int64_t s, float a, int32_t) NIBBLAS_INLINE_LAMBDA { scales[s] = a; };
+  if (x.col_stride == float_bytes(type) && depth % kPanel == 0) {
+    switch (type) {
+      case FloatType::float32:
+        return quantize_segments<T, FloatType::float32>(from, depth, segment, codes, keep);
+      case FloatType::float16:
+        return quantize_segments<T, FloatType::float16>(from, depth, segment, codes, keep);
+      case FloatType::bfloat16:
+        return quantize_segments<T, FloatType::bfloat16>(from, depth, segment, codes, keep);
+    }
   }
+  float* buffer = static_cast<float*>(scratch);
+  int8_t* whole_vectors = reinterpret_cast<int8_t*>(buffer + padded);
+  from =
+      reinterpret_cast<const char*>(row_as_floats<T>(x, type, row, depth, padded, nullptr, buffer));
+  quantize_segments<T, FloatType::float32>(from, depth, segment, whole_vectors, keep);
+  memcpy(codes, whole_vectors, static_cast<size_t>(depth));
 }
 
 }  // namespace

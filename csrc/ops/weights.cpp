@@ -226,9 +226,9 @@ void quantize_activations(const Array& x, int64_t group, const Array& codes, con
   std::vector<int64_t> x_offsets;
   const Matrix from = as_matrix(x, x_offsets);
   const FloatTable& floats = active_floats();
+  const FloatType type = float_type(x.dtype);
   const int wanted = threads_for(rows * depth * 4, threads);
-  const size_t bytes = aligned(static_cast<size_t>(padded) * (sizeof(float) + 1) +
-                               groups * sizeof(float) + kAlignment);
+  const size_t bytes = aligned(static_cast<size_t>(padded) * (sizeof(float) + 1));
   Scratch scratch;
   char* memory = scratch.get<char>(bytes * static_cast<size_t>(wanted));
   // Outputs are fresh arrays in C order.
@@ -239,24 +239,16 @@ void quantize_activations(const Array& x, int64_t group, const Array& codes, con
   const int64_t rows_per_task =
       std::max<int64_t>(kElementsPerTask / std::max<int64_t>(depth, 1), 1);
   parallel_for((rows + rows_per_task - 1) / rows_per_task, wanted, [&](int64_t task, int thread) {
-    float* buffer = reinterpret_cast<float*>(memory + bytes * static_cast<size_t>(thread));
-    int8_t* whole_vectors = reinterpret_cast<int8_t*>(buffer + padded);
+    char* own = memory + bytes * static_cast<size_t>(thread);
     const int64_t stop = std::min(rows, (task + 1) * rows_per_task);
     for (int64_t row = task * rows_per_task; row < stop; ++row) {
-      const float* values = floats.row_as_floats(from, float_type(x.dtype), row, depth, padded,
-                                                 nullptr, buffer);
       float* row_scales = reinterpret_cast<float*>(scales.data) + row * scales.last();
       if (depth == 0) {  // the scale of nothing
         std::fill(row_scales, row_scales + groups, 0.0f);
         continue;
       }
       int8_t* row_codes = reinterpret_cast<int8_t*>(codes.data) + row * depth;
-      if (depth % kPanel == 0) {  // with groups of 32 in 0.87 of the time
-        floats.quantize_row(values, depth, run, row_codes, row_scales);
-      } else {
-        floats.quantize_row(values, depth, run, whole_vectors, row_scales);
-        std::memcpy(row_codes, whole_vectors, static_cast<size_t>(depth));
-      }
+      floats.quantize_row(from, type, row, depth, padded, run, own, row_codes, row_scales);
     }
   });
 }

@@ -44,7 +44,8 @@ struct FloatTable {
   // A row as dense floats, zeros after `depth`: in place where it is that already, else in buffer.
   const float* (*row_as_floats)(const Matrix& x, FloatType type, int64_t row, int64_t depth,
                                 int64_t padded, const int32_t* order, float* buffer);
-  void (*quantize_row)(const float* x, int64_t depth, int64_t group, int8_t* codes, float* scales);
+  void (*quantize_row)(const Matrix& x, FloatType type, int64_t row, int64_t depth, int64_t padded,
+                       int64_t segment, void* scratch, int8_t* codes, float* scales);
   void (*activate)(const float* x, float* y, int64_t count, Activation activation);
 
   // Sums `bytes` read in `streams` streams; returns a value that depends on them all.
