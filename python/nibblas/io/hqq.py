@@ -182,7 +182,7 @@ def _per_group(value: Any, name: str, shape: tuple[int, int], axis: int) -> Arra
 
 def _whole(zeros: Array, most: int) -> Array:
     """Zeros that are all integers from 0 to `most` as uint8, which take less space and time."""
-    numbers = zeros.astype(np.float32)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # signalling NaNs: NumPy warns of them on some CPUs
+        numbers = zeros.astype(np.float32)
         whole = ((numbers >= 0) & (numbers <= most) & (numbers == np.floor(numbers))).all()
     return numbers.astype(np.uint8) if whole else zeros
