@@ -5,8 +5,9 @@
     python tools/emulate/cpu.py NAME --python [-- PYTHON_ARGUMENT...]
     python tools/emulate/cpu.py --list
 
-By default the tests marked `emulated` run, which is what CI does; --full takes all of them. Before
-the tests each CPU must offer the targets that it has the instructions for, no more and no fewer.
+By default the tests marked `emulated` run, which is what CI does; --full takes all of them, file by
+file, so that --jobs helps one CPU, too, and the result of hours is not lost. Before the tests each
+CPU must offer the targets that it has the instructions for, no more and no fewer.
 --python is the interpreter alone: `cpu.py nehalem --python -- -m nibblas info`.
 
 x86-64 CPUs run this interpreter, its packages and the nibblas in it. For aarch64 CPUs the first
@@ -21,10 +22,12 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -120,15 +123,17 @@ def emulated_python(name: str, folder: Path) -> Iterator[tuple[Path, dict[str, s
         yield x86_python(Path(temporary), cpu.model), environment
 
 
-def marked_files() -> list[str]:
-    """The test files that use the mark: to collect all the others, too, takes an emulator long."""
-    files = sorted((ROOT / "tests").glob("test_*.py"))
-    used = [path for path in files if "mark.emulated" in path.read_text(encoding="utf-8")]
+def suite(containing: str = "") -> list[str]:
+    """The test files with that text in them, the largest first."""
+    files = sorted((ROOT / "tests").glob("test_*.py"), key=lambda path: -path.stat().st_size)
+    used = [path for path in files if containing in path.read_text(encoding="utf-8")]
     return [str(path.relative_to(ROOT)) for path in used]
 
 
-def run_tests(name: str, folder: Path, pytest_arguments: list[str], limit: int) -> bool:
-    """Run pytest on that CPU, print what it printed; whether it passed."""
+def run_tests(
+    name: str, title: str, folder: Path, pytest_arguments: list[str], limit: int
+) -> tuple[bool, Counter[str]]:
+    """Run pytest on that CPU and print what it printed; did it pass, and its last line's counts."""
     started, cut = time.monotonic(), ("timeout", str(limit)) if limit else ()
     with emulated_python(name, folder) as (command, environment):
         check_targets(command, CPUS[name], environment)
@@ -142,8 +147,31 @@ def run_tests(name: str, folder: Path, pytest_arguments: list[str], limit: int) 
         )
     seconds = time.monotonic() - started
     end = f"over the limit of {limit} s" if done.returncode == 124 else f"exit {done.returncode}"
-    print(f"\n== {name} ({CPUS[name].what}): {end}, {seconds:.0f} s\n{done.stdout}", flush=True)
-    return done.returncode == 0
+    print(f"\n== {title}: {end}, {seconds:.0f} s\n{done.stdout}", flush=True)
+    last = done.stdout.strip().rpartition("\n")[2]
+    found = re.findall(r"(\d+) (passed|skipped|failed|error)", last)
+    return done.returncode == 0, Counter({word: int(number) for number, word in found})
+
+
+def run_all_files(name: str, folder: Path, arguments: argparse.Namespace) -> bool:
+    """Run every test file on that CPU, `--jobs` at a time; whether all passed."""
+    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
+        runs = {
+            file: pool.submit(
+                run_tests,
+                name,
+                f"{name}, {file}",
+                folder,
+                ["-q", file, *arguments.given],
+                arguments.limit,
+            )
+            for file in suite()
+        }
+    bad = [file for file, run in runs.items() if not run.result()[0]]
+    total = sum((run.result()[1] for run in runs.values()), Counter())
+    counts = ", ".join(f"{number} {word}" for word, number in sorted(total.items()))
+    print(f"\n== {name}, {len(runs)} files: {counts}; not passed: {', '.join(bad) or 'none'}")
+    return not bad
 
 
 def parse() -> argparse.Namespace:
@@ -188,17 +216,26 @@ def main() -> None:
             raise SystemExit(
                 subprocess.run([command, *arguments.given], env=environment).returncode
             )
-    selection = ["-q"] if arguments.full else ["-q", "-m", "emulated"]
     named = any((ROOT / word.partition("::")[0]).exists() for word in arguments.given)
-    if not (arguments.full or named):
-        selection += marked_files()
+    if arguments.full and not named:
+        passed = [run_all_files(name, folder, arguments) for name in arguments.names]
+        raise SystemExit(0 if all(passed) else 1)
+    selection = ["-q"] if arguments.full else ["-q", "-m", "emulated"]
+    if not named:
+        selection += suite("mark.emulated")  # collecting the others takes an emulator long
     with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
         runs = [
-            pool.submit(run_tests, name, folder, selection + arguments.given, arguments.limit)
+            pool.submit(
+                run_tests,
+                name,
+                f"{name} ({CPUS[name].what})",
+                folder,
+                selection + arguments.given,
+                arguments.limit,
+            )
             for name in arguments.names
         ]
-    passed = [run.result() for run in runs]
-    raise SystemExit(0 if all(passed) else 1)
+    raise SystemExit(0 if all(run.result()[0] for run in runs) else 1)
 
 
 if __name__ == "__main__":
