@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import platform
+
 import numpy as np
 import pytest
 
@@ -78,6 +80,9 @@ def test_every_scale_and_code_of_a_block_decodes_as_in_the_package(target):
     expect_same_floats(gguf.dequantize(raw, "MXFP4"), package_dequantize(raw, "MXFP4"))
 
 
+OVERFLOWS = 4
+
+
 def weights_to_quantize(rng: np.random.Generator, elements: int) -> list[np.ndarray]:
     """Matrices of 13 blocks a row where rounding, ties, zeros and ranges matter."""
     shape = (9, 13 * elements)
@@ -104,6 +109,8 @@ def weights_to_quantize(rng: np.random.Generator, elements: int) -> list[np.ndar
 @pytest.mark.parametrize("name", WRITTEN_BY_PACKAGE)
 def test_quantize_gives_the_package_s_bytes(name, target, rng):
     for case, x in enumerate(weights_to_quantize(rng, SHAPES[name][0])):
+        if case == OVERFLOWS and platform.machine() not in ("x86_64", "AMD64"):
+            continue  # the package converts infinities to uint8, which no two CPUs do alike
         expected = package_quantize(x, name)
         for threads in (1, 3):
             found = gguf.quantize(x, name, num_threads=threads)
@@ -113,11 +120,11 @@ def test_quantize_gives_the_package_s_bytes(name, target, rng):
 @pytest.mark.parametrize("name", K_QUANTS)
 def test_k_quants_follow_numerics(name, target, rng):
     kind = k_quants.K_QUANTS[name]
-    heavy = rng.standard_t(3, (5, 768))
+    heavy = np.clip(rng.standard_t(3, (5, 768)), -100, 100)
     cases = [
         *weights_to_quantize(rng, kind.elements)[:5],
         heavy,
-        heavy * 10.0 ** rng.integers(-44, 6, heavy.shape),
+        heavy * 10.0 ** rng.integers(-44, 5, heavy.shape),
         -np.abs(heavy) - 3,  # no min above the largest
         np.where(np.arange(768) % 96 < 48, 0, heavy),
         1 + heavy * 1e-3,

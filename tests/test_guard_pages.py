@@ -255,7 +255,9 @@ def test_unpack_dequantize_take(at, variant, rng, target, guarded):
 @at_both_ends
 @floats
 def test_quantize_activations(at, dtype, rng, target, guarded):
-    for depth, group in itertools.product([1, 15, 16, 17, 63, 64, 65, 130, 257], [16, 64, None]):
+    for depth, group in itertools.product(
+        [1, 15, 16, 17, 63, 64, 65, 80, 130, 257], [16, 64, None]
+    ):
         x = random_x(rng, (3, depth), dtype)
         codes, scales = nibblas.quantize_activations(guarded(x, at, readonly=True), group)
         expected_codes, expected_scales = numerics.quantize_activations(x, group)

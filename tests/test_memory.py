@@ -19,6 +19,7 @@ import pytest
 
 from nibblas import _nibblas
 
+from .builds import EMULATED
 from .cases import in_fresh_python
 
 TESTS = Path(__file__).parent
@@ -29,6 +30,9 @@ pytestmark = [
     ),
     pytest.mark.skipif(
         _nibblas.build_info()["sanitizers"] != "", reason="sanitizers have allocators of their own"
+    ),
+    pytest.mark.skipif(
+        EMULATED, reason="the limit and what is preloaded would be those of the emulator"
     ),
 ]
 

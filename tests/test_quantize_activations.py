@@ -157,9 +157,10 @@ def test_not_finite(bad, place, rng, target):
 
 
 @floats
-def test_arrangements_and_threads(dtype, rng, target):
-    x = random_x(rng, (3, 4, 83), dtype)
-    wide = np.zeros((6, 8, 249), dtype)
+@pytest.mark.parametrize("depth", [83, 80])  # 80 is of whole vectors, and of 2.5 groups of 32
+def test_arrangements_and_threads(dtype, depth, rng, target):
+    x = random_x(rng, (3, 4, depth), dtype)
+    wide = np.zeros((6, 8, 3 * depth), dtype)
     wide[::2, ::2, ::3] = x
     memory = np.zeros(x.nbytes + 1, np.uint8)
     misaligned = memory[1:].view(dtype).reshape(x.shape)
@@ -167,6 +168,7 @@ def test_arrangements_and_threads(dtype, rng, target):
     for there in (
         np.asfortranarray(x),
         wide[::2, ::2, ::3],
+        wide[::2, ::2, :depth],
         np.flip(np.flip(x).copy()),
         misaligned,
         np.broadcast_to(x[:1], x.shape),
@@ -174,7 +176,7 @@ def test_arrangements_and_threads(dtype, rng, target):
     ):
         check(there, None)
         check(there, 32)
-    large = random_x(rng, (300, 523), dtype)
+    large = random_x(rng, (300, 440 + depth), dtype)
     for threads in (1, 2, 3, 7):
         check(large, None, threads)
         check(large, 64, threads)

@@ -17,51 +17,38 @@ inline typename T::I32 magnitude_bits(const void* x) {
   }
 }
 
-// The floats of such bits, if finite; subnormals of float16, too, are exact this way.
-template <class T, FloatType kType>
-inline typename T::F32 magnitudes(typename T::I32 bits) {
-  switch (kType) {
-    case FloatType::float16:
-      return T::mul(T::from_bits(T::template shl<13>(bits)),
-                    T::set1(5.192296858534828e33f));  // 2^112
-    case FloatType::bfloat16: return T::from_bits(T::template shl<16>(bits));
-    default: return T::from_bits(bits);
-  }
-}
-
 // A row in segments of whole vectors to codes; done(index, a, sum of the codes) after each segment.
-// The divisions are made for 16 segments at once.
+// Short segments are divided for 16 at a time; of long ones the second reading shall find L1.
 template <class T, FloatType kType, class Done>
 NIBBLAS_INLINE void quantize_segments(const char* x, int64_t depth, int64_t segment, int8_t* codes,
                                       const Done& done) {
   constexpr int64_t bytes = float_bytes(kType);
-  constexpr int32_t infinite = kType == FloatType::float16    ? 0x7c00
-                               : kType == FloatType::bfloat16 ? 0x7f80
-                                                              : 0x7f800000;
-  int32_t most[kPanel] = {};
+  using Bits = typename Choose<bytes == 4, int32_t, int16_t>::type;
+  Bits most[kPanel] = {};
   float scales[kPanel], factors[kPanel];
-  for (int64_t first = 0; first * segment < depth; first += kPanel) {
+  const int at_once = segment * bytes <= 1024 ? kPanel : 1;
+  for (int64_t first = 0; first * segment < depth; first += at_once) {
     int count = 0;
-    for (int64_t k = first * segment; k < depth && count < kPanel; ++count) {
+    for (int64_t k = first * segment; k < depth && count < at_once; ++count) {
       auto m = T::zero_i32();
       for (const int64_t stop = smaller(k + segment, depth); k < stop; k += kPanel) {
         m = T::max_i32(m, magnitude_bits<T, kType>(x + k * bytes));
       }
-      most[count] = T::reduce_max_i32(m);
+      most[count] = static_cast<Bits>(T::reduce_max_i32(m));
     }
-    const auto m = T::load_i32(most);
-    const auto amax = magnitudes<T, kType>(m);
+    const auto infinity = T::from_bits(T::set1_i32(0x7f800000));
+    const auto amax = load_floats<T>(most, kType);
     const auto factor = T::div(T::set1(127.0f), amax);
-    const auto usable = T::lt(factor, T::from_bits(T::set1_i32(0x7f800000)));  // not of 0, nearly 0
+    const auto usable = T::lt(factor, infinity);  // not where amax is 0 or nearly so
     const auto a = T::select(usable, T::div(amax, T::set1(127.0f)), T::zero_f32());
     const auto nan = T::from_bits(T::set1_i32(kCanonicalNan));
-    T::store(scales, T::select(T::lt_i32(m, T::set1_i32(infinite)), a, nan));
+    T::store(scales, T::select(T::lt(amax, infinity), a, nan));
     T::store(factors, T::select(usable, factor, T::zero_f32()));
     int64_t k = first * segment;
     for (int i = 0; i < count; ++i) {
       const int64_t stop = smaller(k + segment, depth);
       auto total = T::zero_i32();
-      if (most[i] < infinite) {
+      if (scales[i] == scales[i]) {
         const auto r = T::set1(factors[i]);
         for (; k < stop; k += kPanel) {
           const auto code = T::to_i32(T::mul(load_floats<T>(x + k * bytes, kType), r));
@@ -259,11 +246,11 @@ void pack_integer_rows(const IntegerRowsJob& job, int64_t row0, void* scratch) {
 }
 
 // Plain codes and scales of a row of x, for quantize_activations: read where it lies if it is of
-// whole vectors (against a row of floats first, halves take 0.65..0.8 of the time).
-// `scratch` has room for `padded` floats and codes.
+// whole vectors (against a row of floats first, halves take 0.65..0.8 of the time). `scratch` has
+// room for whole vectors of floats and codes.
 template <class T>
-void quantize_row(const Matrix& x, FloatType type, int64_t row, int64_t depth, int64_t padded,
-                  int64_t segment, void* scratch, int8_t* codes, float* scales) {
+void quantize_row(const Matrix& x, FloatType type, int64_t row, int64_t depth, int64_t segment,
+                  void* scratch, int8_t* codes, float* scales) {
   const char* from = matrix_row(x, row);
   const auto keep = [&](int64_t s, float a, int32_t) NIBBLAS_INLINE_LAMBDA { scales[s] = a; };
   if (x.col_stride == float_bytes(type) && depth % kPanel == 0) {
@@ -276,6 +263,7 @@ void quantize_row(const Matrix& x, FloatType type, int64_t row, int64_t depth, i
         return quantize_segments<T, FloatType::bfloat16>(from, depth, segment, codes, keep);
     }
   }
+  const int64_t padded = (depth + kPanel - 1) / kPanel * kPanel;
   float* buffer = static_cast<float*>(scratch);
   int8_t* whole_vectors = reinterpret_cast<int8_t*>(buffer + padded);
   from =

@@ -221,14 +221,14 @@ void quantize_activations(const Array& x, int64_t group, const Array& codes, con
   const int64_t depth = x.last();
   const int64_t rows = row_count(x);
   const int64_t run = group ? group : std::max<int64_t>(depth, 1);
-  const int64_t padded = round_up(depth, group ? group : kPanel);
   const size_t groups = static_cast<size_t>(scales.last());
   std::vector<int64_t> x_offsets;
   const Matrix from = as_matrix(x, x_offsets);
   const FloatTable& floats = active_floats();
   const FloatType type = float_type(x.dtype);
   const int wanted = threads_for(rows * depth * 4, threads);
-  const size_t bytes = aligned(static_cast<size_t>(padded) * (sizeof(float) + 1));
+  const auto padded = static_cast<size_t>(round_up(depth, kPanel));
+  const size_t bytes = aligned(padded * (sizeof(float) + 1));
   Scratch scratch;
   char* memory = scratch.get<char>(bytes * static_cast<size_t>(wanted));
   // Outputs are fresh arrays in C order.
@@ -248,7 +248,7 @@ void quantize_activations(const Array& x, int64_t group, const Array& codes, con
         continue;
       }
       int8_t* row_codes = reinterpret_cast<int8_t*>(codes.data) + row * depth;
-      floats.quantize_row(from, type, row, depth, padded, run, own, row_codes, row_scales);
+      floats.quantize_row(from, type, row, depth, run, own, row_codes, row_scales);
     }
   });
 }

@@ -18,8 +18,8 @@ struct ProductTable {
   size_t (*pack_scratch)(const Weight& weight);
 
   // Outputs of panels [panel0, panel1) for rows [row0, row1), row0 a multiple of the tile's rows.
-  void (*product)(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
-                  int64_t row1, void* scratch);
+  void (*product)(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
+                  void* scratch);
   size_t (*product_scratch)(int64_t rows);
 };
 
@@ -44,8 +44,8 @@ struct FloatTable {
   // A row as dense floats, zeros after `depth`: in place where it is that already, else in buffer.
   const float* (*row_as_floats)(const Matrix& x, FloatType type, int64_t row, int64_t depth,
                                 int64_t padded, const int32_t* order, float* buffer);
-  void (*quantize_row)(const Matrix& x, FloatType type, int64_t row, int64_t depth, int64_t padded,
-                       int64_t segment, void* scratch, int8_t* codes, float* scales);
+  void (*quantize_row)(const Matrix& x, FloatType type, int64_t row, int64_t depth, int64_t segment,
+                       void* scratch, int8_t* codes, float* scales);
   void (*activate)(const float* x, float* y, int64_t count, Activation activation);
 
   // Sums `bytes` read in `streams` streams; returns a value that depends on them all.

@@ -5,9 +5,9 @@
     python tools/emulate/cpu.py NAME --python [-- PYTHON_ARGUMENT...]
     python tools/emulate/cpu.py --list
 
-By default the tests marked `emulated` run, which is what CI does; --full takes all of them, file by
-file, so that --jobs helps one CPU, too, and the result of hours is not lost. Before the tests each
-CPU must offer the targets that it has the instructions for, no more and no fewer.
+By default the tests marked `emulated` run, which is what CI does, a CPU in one run of pytest.
+--full takes all tests, a file in each run, and adds up at the end. Before the tests each CPU must
+offer the targets that it has the instructions for, no more and no fewer.
 --python is the interpreter alone: `cpu.py nehalem --python -- -m nibblas info`.
 
 x86-64 CPUs run this interpreter, its packages and the nibblas in it. For aarch64 CPUs the first
@@ -41,6 +41,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nibb
 # What qemu's Haswell would warn that it lacks.
 HASWELL = "Haswell,-pcid,-x2apic,-tsc-deadline,-hle,-invpcid,-rtm"
 NEON = ("scalar", "neon")
+NO_TESTS = 5  # pytest's exit status
 
 
 class Cpu(NamedTuple):
@@ -130,15 +131,38 @@ def suite(containing: str = "") -> list[str]:
     return [str(path.relative_to(ROOT)) for path in used]
 
 
-def run_tests(
-    name: str, title: str, folder: Path, pytest_arguments: list[str], limit: int
-) -> tuple[bool, Counter[str]]:
-    """Run pytest on that CPU and print what it printed; did it pass, and its last line's counts."""
+class Run(NamedTuple):
+    """One run of pytest."""
+
+    cpu: str
+    title: str
+    arguments: list[str]
+
+
+def planned_runs(arguments: argparse.Namespace) -> list[Run]:
+    """A run for each CPU, or, of the whole suite, for each CPU and test file."""
+    named = any((ROOT / word.partition("::")[0]).exists() for word in arguments.given)
+    if arguments.full and not named:
+        return [
+            Run(name, f"{name}, {file}", ["-q", file, *arguments.given])
+            for name in arguments.names
+            for file in suite()
+        ]
+    selection = ["-q"] if arguments.full else ["-q", "-m", "emulated"]
+    if not named:
+        selection += suite("mark.emulated")  # collecting the others takes an emulator long
+    return [
+        Run(name, f"{name} ({CPUS[name].what})", selection + arguments.given)
+        for name in arguments.names
+    ]
+
+
+def run_tests(run: Run, folder: Path, limit: int) -> tuple[int, Counter[str]]:
+    """Run pytest on that CPU and print what it printed; its status, and its last line's counts."""
     started, cut = time.monotonic(), ("timeout", str(limit)) if limit else ()
-    with emulated_python(name, folder) as (command, environment):
-        check_targets(command, CPUS[name], environment)
+    with emulated_python(run.cpu, folder) as (command, environment):
         done = subprocess.run(
-            [*cut, command, "-m", "pytest", "-p", "no:cacheprovider", *pytest_arguments],
+            [*cut, command, "-m", "pytest", "-p", "no:cacheprovider", *run.arguments],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -147,31 +171,30 @@ def run_tests(
         )
     seconds = time.monotonic() - started
     end = f"over the limit of {limit} s" if done.returncode == 124 else f"exit {done.returncode}"
-    print(f"\n== {title}: {end}, {seconds:.0f} s\n{done.stdout}", flush=True)
+    print(f"\n== {run.title}: {end}, {seconds:.0f} s\n{done.stdout}", flush=True)
     last = done.stdout.strip().rpartition("\n")[2]
     found = re.findall(r"(\d+) (passed|skipped|failed|error)", last)
-    return done.returncode == 0, Counter({word: int(number) for number, word in found})
+    return done.returncode, Counter({word: int(number) for number, word in found})
 
 
-def run_all_files(name: str, folder: Path, arguments: argparse.Namespace) -> bool:
-    """Run every test file on that CPU, `--jobs` at a time; whether all passed."""
-    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = {
-            file: pool.submit(
-                run_tests,
-                name,
-                f"{name}, {file}",
-                folder,
-                ["-q", file, *arguments.given],
-                arguments.limit,
-            )
-            for file in suite()
-        }
-    bad = [file for file, run in runs.items() if not run.result()[0]]
-    total = sum((run.result()[1] for run in runs.values()), Counter())
-    counts = ", ".join(f"{number} {word}" for word, number in sorted(total.items()))
-    print(f"\n== {name}, {len(runs)} files: {counts}; not passed: {', '.join(bad) or 'none'}")
-    return not bad
+def run_all(runs: list[Run], folder: Path, jobs: int, limit: int) -> bool:
+    """Run them, `jobs` at a time, and add up for each CPU; whether all passed."""
+    pool = concurrent.futures.ThreadPoolExecutor(jobs)
+    try:
+        results = list(pool.map(lambda run: run_tests(run, folder, limit), runs))
+    finally:  # also after Ctrl-C: what has not begun will not
+        pool.shutdown(cancel_futures=True)
+    passed = True
+    for name in dict.fromkeys(run.cpu for run in runs):
+        own = [(run, *result) for run, result in zip(runs, results, strict=True) if run.cpu == name]
+        total = sum((counts for _, _, counts in own), Counter())
+        # Of several runs one may be of a file without a test for this CPU.
+        fine = (0, NO_TESTS) if len(own) > 1 and total["passed"] else (0,)
+        bad = [run.title for run, status, _ in own if status not in fine]
+        counts = ", ".join(f"{number} {word}" for word, number in sorted(total.items()))
+        print(f"== {name}: {counts}; not passed: {'; '.join(bad) or 'nothing'}", flush=True)
+        passed = passed and not bad
+    return passed
 
 
 def parse() -> argparse.Namespace:
@@ -181,9 +204,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(CPUS))
     parser.add_argument("--list", action="store_true", help="print the CPUs and their targets")
     parser.add_argument("--python", action="store_true", help="run the interpreter, not pytest")
-    parser.add_argument("--full", action="store_true", help="all tests, also those not `emulated`")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="CPUs at a time (1)")
-    parser.add_argument("--limit", type=int, default=0, metavar="SECONDS", help="for each CPU")
+    parser.add_argument("--full", action="store_true", help="all tests, a file in a run")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time (1)")
+    parser.add_argument("--limit", type=int, default=0, metavar="SECONDS", help="for each run")
     parser.add_argument("--folder", type=Path, default=CACHE, help="of the aarch64 Python")
     parser.add_argument("--packages", choices=("few", "all"), help="of it (all with --full)")
     parser.add_argument("--no-build", action="store_true", help="the wheel is as it should be")
@@ -216,26 +239,11 @@ def main() -> None:
             raise SystemExit(
                 subprocess.run([command, *arguments.given], env=environment).returncode
             )
-    named = any((ROOT / word.partition("::")[0]).exists() for word in arguments.given)
-    if arguments.full and not named:
-        passed = [run_all_files(name, folder, arguments) for name in arguments.names]
-        raise SystemExit(0 if all(passed) else 1)
-    selection = ["-q"] if arguments.full else ["-q", "-m", "emulated"]
-    if not named:
-        selection += suite("mark.emulated")  # collecting the others takes an emulator long
-    with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
-        runs = [
-            pool.submit(
-                run_tests,
-                name,
-                f"{name} ({CPUS[name].what})",
-                folder,
-                selection + arguments.given,
-                arguments.limit,
-            )
-            for name in arguments.names
-        ]
-    raise SystemExit(0 if all(run.result()[0] for run in runs) else 1)
+    for name in arguments.names:
+        with emulated_python(name, folder) as (command, environment):
+            check_targets(command, CPUS[name], environment)
+    runs = planned_runs(arguments)
+    raise SystemExit(0 if run_all(runs, folder, arguments.jobs, arguments.limit) else 1)
 
 
 if __name__ == "__main__":

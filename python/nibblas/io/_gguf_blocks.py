@@ -141,8 +141,9 @@ def dequantize(
 def quantize(data: Array, qtype: object, *, num_threads: int | None = None) -> Array:
     """Return the blocks that floats become, as ``gguf.quants.quantize`` does.
 
-    Byte for byte so for the types that the package writes. The K-quants, IQ4_NL and IQ4_XS, which
-    it only reads, get scales of least squares (``docs/numerics.md``).
+    Byte for byte so for the types that the package writes (its bytes on x86-64, where they differ
+    between CPUs: with scales too small for an inverse). The K-quants, IQ4_NL and IQ4_XS, which it
+    only reads, get scales of least squares (``docs/numerics.md``).
 
     Parameters
     ----------
@@ -177,10 +178,9 @@ def quantize(data: Array, qtype: object, *, num_threads: int | None = None) -> A
     array = as_array(data, "data")
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise TypeError(f"data must have real numbers, got {array.dtype}")
-    if name == "F16":
-        return array.astype(np.float16, copy=False)
-    values = array.astype(np.float32, copy=False)
-    if name == "F32":
+    with np.errstate(invalid="ignore"):  # signalling NaNs: NumPy warns of them on some CPUs
+        values = array.astype(np.float16 if name == "F16" else np.float32, copy=False)
+    if name in ("F16", "F32"):
         return values
     if array.ndim == 0:
         raise ValueError("data must have at least one dimension")
