@@ -179,8 +179,10 @@ def quantize(data: Array, qtype: object, *, num_threads: int | None = None) -> A
     if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
         raise TypeError(f"data must have real numbers, got {array.dtype}")
     with np.errstate(invalid="ignore"):  # signalling NaNs: NumPy warns of them on some CPUs
-        values = array.astype(np.float16 if name == "F16" else np.float32, copy=False)
-    if name in ("F16", "F32"):
+        if name == "F16":
+            return array.astype(np.float16, copy=False)
+        values = array.astype(np.float32, copy=False)
+    if name == "F32":
         return values
     if array.ndim == 0:
         raise ValueError("data must have at least one dimension")
