@@ -80,7 +80,7 @@ def test_every_scale_and_code_of_a_block_decodes_as_in_the_package(target):
     expect_same_floats(gguf.dequantize(raw, "MXFP4"), package_dequantize(raw, "MXFP4"))
 
 
-OVERFLOWS = 4
+INVERSE_OVERFLOWS = (4, 11)  # of those below: 1 / d is infinite in some rows
 
 
 def weights_to_quantize(rng: np.random.Generator, elements: int) -> list[np.ndarray]:
@@ -109,7 +109,7 @@ def weights_to_quantize(rng: np.random.Generator, elements: int) -> list[np.ndar
 @pytest.mark.parametrize("name", WRITTEN_BY_PACKAGE)
 def test_quantize_gives_the_package_s_bytes(name, target, rng):
     for case, x in enumerate(weights_to_quantize(rng, SHAPES[name][0])):
-        if case == OVERFLOWS and platform.machine() not in ("x86_64", "AMD64"):
+        if case in INVERSE_OVERFLOWS and platform.machine() not in ("x86_64", "AMD64"):
             continue  # the package converts infinities to uint8, which no two CPUs do alike
         expected = package_quantize(x, name)
         for threads in (1, 3):
