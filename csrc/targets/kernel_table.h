@@ -18,8 +18,8 @@ struct ProductTable {
   size_t (*pack_scratch)(const Weight& weight);
 
   // Outputs of panels [panel0, panel1) for rows [row0, row1), row0 a multiple of the tile's rows.
-  void (*product)(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
-                  void* scratch);
+  void (*product)(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
+                  int64_t row1, void* scratch);
   size_t (*product_scratch)(int64_t rows);
 };
 

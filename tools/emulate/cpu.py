@@ -6,8 +6,9 @@
     python tools/emulate/cpu.py --list
 
 By default the tests marked `emulated` run, which is what CI does, a CPU in one run of pytest.
---full takes all tests, a file in each run, and adds up at the end. Before the tests each CPU must
-offer the targets that it has the instructions for, no more and no fewer.
+--full takes all tests, a file in each run (those that are named in one), and adds up at the end.
+Before the tests each CPU must offer the targets that it has the instructions for, no more and no
+fewer.
 --python is the interpreter alone: `cpu.py nehalem --python -- -m nibblas info`.
 
 x86-64 CPUs run this interpreter, its packages and the nibblas in it. For aarch64 CPUs the first
