@@ -100,7 +100,8 @@ NIBBLAS_INLINE void for_each_tile(const PackedRows& x, int64_t row0, int64_t row
     const int m = static_cast<int>(smaller(MaxRows, row1 - row));
     const int64_t at = row * x.segments;
     const TileRows tile = {x.words + row * x.row_words, offset(x.scales, at),
-                           x.starts + at * x.segment_starts, offset(x.sums, at)};
+                           x.starts + at * x.segment_starts, offset(x.sums, at),
+                           row + m < row1 ? m * x.row_words : 0};
     with_rows<MaxRows>(m, [&](auto mr) NIBBLAS_INLINE_LAMBDA { f(mr, row, tile); });
   }
 }
@@ -108,7 +109,7 @@ NIBBLAS_INLINE void for_each_tile(const PackedRows& x, int64_t row0, int64_t row
 // The part of a tile's rows that begins `words` words into each row and at a segment.
 inline TileRows advance(TileRows x, int m, int64_t words, int64_t segment, int64_t starts = 1) {
   return {x.words + words * m, x.scales + segment * m, x.starts + segment * starts * m,
-          offset(x.sums, segment * m)};
+          offset(x.sums, segment * m), x.ahead};
 }
 
 // The first sums of one segment, for the m rows of a tile.
@@ -145,13 +146,26 @@ NIBBLAS_NOINLINE void combine_segment(const Block& group, int panels, TileRows x
   }
 }
 
+// Whether the codes are likely to be in L2, where prefetching them only takes the place of loads
+// (1024x1024, avx512vnni: 0.88 of the time without for 1 row of int8, 0.95 for 4 and 8 of int4).
+constexpr int64_t kCachedBytes = int64_t{1} << 20;
+
+template <class Job>
+bool likely_in_l2(const Job& job) {
+  const Weight& w = *job.weight;
+  const int64_t bytes = w.panels * plane_rows(w.depth_padded, w.bits) * kRowBytes;
+  return job.likely_cached && bytes <= kCachedBytes;
+}
+
 // Brings the codes that will be expanded after this block into L2, a share at each tile. (Without
 // it a product of 128 rows spent 4 % of its time waiting for them.)
 template <class T>
 class NextCodes {
  public:
-  NextCodes(const Weight& w, int64_t panel, int panels, int64_t k, int64_t depth, int64_t tiles)
-      : weight_(w), tiles_(tiles) {
+  NextCodes(const ProductJob& job, int64_t panel, int panels, int64_t k, int64_t depth,
+            int64_t tiles)
+      : weight_(*job.weight), tiles_(tiles), fetches_(!likely_in_l2(job)) {
+    const Weight& w = weight_;
     k += depth;
     if (k >= w.depth_padded) {
       k = 0;
@@ -163,6 +177,7 @@ class NextCodes {
     depth_ = smaller(depth, w.depth_padded - k);
   }
   void fetch_share() {
+    if (!fetches_) return;
     for (int s = 0; s < weight_.slices; ++s) {
       const int width = weight_.slice[s].bits;
       const int64_t rows = plane_rows(depth_, width);
@@ -181,6 +196,7 @@ class NextCodes {
  private:
   const Weight& weight_;
   int64_t tiles_, panel_, end_, k_, depth_, tile_ = 0;
+  bool fetches_;
 };
 
 // Groups that fit into a depth block: running sums are combined inside the tile.
@@ -201,7 +217,7 @@ void gemm_short_groups(const ProductJob& job, Expand expand, int64_t panel, int6
       expand_groups<T, Ops, kGroups>(w, panel, NV, k / w.group, depth / w.group, s.block);
     }
     const int64_t words = k / 4 * Ops::kQuadParts;
-    NextCodes<T> next(w, panel, NV, k, block, tiles);
+    NextCodes<T> next(job, panel, NV, k, block, tiles);
     for_each_tile<kRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
       next.fetch_share();
       float* acc = s.acc + (row - row0) * NV * kPanel;
@@ -228,8 +244,7 @@ NIBBLAS_INLINE void for_each_block(const Weight& w, Expand expand, int64_t panel
     const int64_t depth = smaller(block, end - k);
     if constexpr (Ops::kPlaneIsOperand) {
       if (!expand) {
-        using Source = PlaneSource<T, IntCodes<T, 8>, GroupKind::constant, NV>;
-        f(Source(w, panel, k, memory, true), k, depth);
+        f(SweptPlanes<T, NV>(w, panel, k, memory, true), k, depth);
         continue;
       }
     }
@@ -245,6 +260,7 @@ void gemm_long_groups(const ProductJob& job, Expand expand, int64_t panel, int64
   const Weight& w = *job.weight;
   constexpr int kRows = tile_rows<T, Ops>(false);
   const int64_t block = depth_block<Ops>(w, row1 - row0);
+  const int64_t tiles = (row1 - row0 + kRows - 1) / kRows;
   for (int64_t segment = 0; segment < job.x.segments; ++segment) {
     const int64_t begin = segment * job.x.segment;
     const int64_t end = smaller(begin + job.x.segment, w.depth_padded);
@@ -257,9 +273,11 @@ void gemm_long_groups(const ProductJob& job, Expand expand, int64_t panel, int64
         w, expand, panel, begin, end, block, s.block,
         [&](const auto& weights, int64_t k, int64_t depth) {
           const int64_t words = k / 4 * Ops::kQuadParts;
+          NextCodes<T> next(job, panel, NV, k, block, tiles);
           for_each_tile<kRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
-            multiply_part<T, m.value>(weights, x.words + words * m.value, weights.steps(depth),
-                                      s.sums + (row - row0) * NV * kPanel);
+            if (expand) next.fetch_share();
+            multiply_part<T, m.value>(weights, advance(x, m.value, words, 0),
+                                      weights.steps(depth), s.sums + (row - row0) * NV * kPanel);
           });
         });
     for_each_tile<kRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {

@@ -30,17 +30,6 @@ int gemv_tile_rows(int64_t rows) {
   return tiles ? static_cast<int>((rows + tiles - 1) / tiles) : 1;
 }
 
-// Whether the codes are likely to be in L2, where prefetching them only takes the place of loads
-// (1024x1024, avx512vnni: 0.88 of the time without for 1 row of int8, 0.95 for 4 and 8 of int4).
-constexpr int64_t kCachedBytes = int64_t{1} << 20;
-
-template <class Job>
-bool likely_in_l2(const Job& job) {
-  const Weight& w = *job.weight;
-  const int64_t bytes = w.panels * plane_rows(w.depth_padded, w.bits) * kRowBytes;
-  return job.likely_cached && bytes <= kCachedBytes;
-}
-
 // Weights from elsewhere are best read one panel after the other: one stream of codes from the
 // matrix's beginning to its end. In L2, and with more rows or floats, where arithmetic counts,
 // panels share what they load of x and hide each other's latency. (1 row of 1024x1024 int4: from

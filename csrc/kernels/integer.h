@@ -43,6 +43,11 @@ void begin_integers(const IntegerProductJob& job, int64_t panel, int panels, con
   }
 }
 
+// The row of ones, from some word on.
+inline TileRows ones_row(const IntegerProductJob& job, int64_t word) {
+  return {job.ones->words + word, nullptr, nullptr, nullptr};
+}
+
 template <class T, class Ops, int NV>
 void integer_gemm_panels(const IntegerProductJob& job, Expand expand, int64_t panel, int64_t row0,
                          int64_t row1, const ProductScratch& s) {
@@ -57,10 +62,10 @@ void integer_gemm_panels(const IntegerProductJob& job, Expand expand, int64_t pa
         const int64_t steps = weights.steps(depth);
         constexpr int rows = tile_rows<T, Ops>(false);  // the weight is no two-level one here
         for_each_tile<rows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
-          multiply_part<T, m.value>(weights, x.words + words * m.value, steps,
+          multiply_part<T, m.value>(weights, advance(x, m.value, words, 0), steps,
                                     s.sums + (row - row0) * NV * kPanel);
         });
-        if (job.ones) multiply_part<T, 1>(weights, job.ones->words + words, steps, ones);
+        if (job.ones) multiply_part<T, 1>(weights, ones_row(job, words), steps, ones);
       });
   store_integers<T>(job, panel, NV, row0, row1 - row0, s.sums, ones);
 }
@@ -78,8 +83,8 @@ NIBBLAS_NOINLINE void integer_gemv_panels(const IntegerProductJob& job, int64_t 
   begin_integers<T, Ops>(job, panel, NV, job.x.starts + row, MR, sums);
   if (job.ones) begin_integers<T, Ops>(job, panel, NV, job.ones->starts, 1, ones);
   if (steps > 0) {  // a tile takes at least one
-    multiply_part<T, MR>(planes, x.words, steps, sums);
-    if (job.ones) multiply_part<T, 1>(planes, job.ones->words, steps, ones);
+    multiply_part<T, MR>(planes, x, steps, sums);
+    if (job.ones) multiply_part<T, 1>(planes, ones_row(job, 0), steps, ones);
   }
   store_integers<T>(job, panel, NV, row, MR, sums, ones);
 }

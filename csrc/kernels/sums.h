@@ -59,14 +59,21 @@ NIBBLAS_INLINE void multiply_part_of_step(
 }
 
 // f(raw, x) for each of `steps` steps of the source, at least one.
-template <int MR, class Source, class F>
+template <class T, int MR, class Source, class F>
 NIBBLAS_INLINE void for_steps(Source& w, const int32_t*& x, int64_t steps, const F& f) {
+  constexpr int words = Source::kParts * MR * Source::Ops::kQuads;
   do {
+    if constexpr (Source::kFetchesRows) {
+      constexpr int line = kRowBytes / 4;
+      unroll<(words + line - 1) / line>([&](auto i) NIBBLAS_INLINE_LAMBDA {
+        T::prefetch_l2(x + w.rows_ahead + i.value * line);
+      });
+    }
     typename Source::Raw raw[Source::kPanels];
     unroll<Source::kPanels>(
         [&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.template load<MR>(n.value); });
     f(raw, x);
-    x += Source::kParts * MR * Source::Ops::kQuads;
+    x += words;
     w.next();
   } while (--steps > 0);
 }
@@ -86,7 +93,7 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
     for_tile<MR, NV>(
         [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { odd[m.value][n.value] = T::zero_i32(); });
   }
-  for_steps<MR>(w, x, steps, [&](const auto& raw, const int32_t* words) NIBBLAS_INLINE_LAMBDA {
+  for_steps<T, MR>(w, x, steps, [&](const auto& raw, const int32_t* words) NIBBLAS_INLINE_LAMBDA {
     unroll<Source::kParts>([&](auto part) NIBBLAS_INLINE_LAMBDA {
       if constexpr (split && part.value % 2) {
         multiply_part_of_step<T, MR, part.value>(w, raw, words, odd);
@@ -132,7 +139,7 @@ NIBBLAS_INLINE void sum_narrow(Source& w, const int32_t*& x, int64_t steps, cons
   constexpr int run = Source::kRun;
   if constexpr (run < Source::kParts) {
     bool first = true;
-    for_steps<MR>(
+    for_steps<T, MR>(
         w, x, steps, [&](const auto& raw, const int32_t* words) NIBBLAS_INLINE_LAMBDA {
           unroll<Source::kParts / run>([&](auto r) NIBBLAS_INLINE_LAMBDA {
             Acc acc[MR][NV];

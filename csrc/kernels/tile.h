@@ -13,7 +13,13 @@ struct TileRows {
   const float* scales;
   const int32_t* starts;
   const float* sums;
+  int64_t ahead = 0;  // words from these rows to the next tile's
 };
+
+template <class Source>
+NIBBLAS_INLINE void fetch_rows_ahead(Source& w, const TileRows& x) {
+  if constexpr (Source::kFetchesRows) w.rows_ahead = x.ahead;
+}
 
 // Whole segments: acc [MR][NV][16] gets each segment's sums combined, in ascending order.
 // `scale_step` is 0 where all segments share the scales of group 0, else 1.
@@ -23,6 +29,7 @@ NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, 
   using Ops = typename Source::Ops;
   using F32 = typename T::F32;
   constexpr int NV = Source::kPanels;
+  fetch_rows_ahead(w, x);
   // Running sums stay in registers beside the segment's own sums, the NV operands and two more
   // where that many are there, else they live in L1: one load and one store a segment.
   constexpr bool in_registers = 2 * MR * NV + NV + 2 <= T::kRegisters;
@@ -131,6 +138,7 @@ NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers
   const int64_t pairs = pairs_per_super(w.weight);
   const int64_t steps = Source::steps(w.weight.group);
   const bool mins = w.weight.super_mins != nullptr;
+  fetch_rows_ahead(w, x);
   int32_t memory[in_registers ? 1 : 2 * MR * NV * kPanel];
   for (int64_t s = 0; s < supers; ++s) {
     w.begin_super(s);
@@ -195,14 +203,15 @@ NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers
 
 // A part of one segment: sums [MR][NV][16] of int32 or float go on.
 template <class T, int MR, class Source>
-NIBBLAS_NOINLINE void multiply_part(Source w, const int32_t* x, int64_t steps, int32_t* sums) {
+NIBBLAS_NOINLINE void multiply_part(Source w, TileRows x, int64_t steps, int32_t* sums) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
+  fetch_rows_ahead(w, x);
   typename Ops::Sum c[MR][NV];
   const auto initial = [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
     return Ops::load_sum(sums + (m.value * NV + n.value) * kPanel);
   };
-  sum_steps<T, MR>(w, x, steps, initial, c);
+  sum_steps<T, MR>(w, x.words, steps, initial, c);
   unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
       Ops::store_sum(sums + (m.value * NV + n.value) * kPanel, c[m.value][n.value]);

@@ -79,7 +79,7 @@ void tile_short_groups(Tiles& tiles, const ProductJob& job, Expand expand, int64
   for (int64_t k = 0; k < w.depth_padded; k += kTileBlock) {
     const int64_t depth = smaller(kTileBlock, w.depth_padded - k);
     expand(w, panel, panels, k, depth, s.block.rows);
-    NextCodes<T> next(w, panel, panels, k, kTileBlock, (rows + m - 1) / m);
+    NextCodes<T> next(job, panel, panels, k, kTileBlock, (rows + m - 1) / m);
     if constexpr (kGroups == GroupKind::two_level) {
       expand_super_blocks<T, Ops>(w, panel, panels, k / kSuperBlock, depth / kSuperBlock, s.block);
       for (int64_t row = 0; row < rows; row += 2 * m) {
