@@ -146,17 +146,6 @@ NIBBLAS_NOINLINE void combine_segment(const Block& group, int panels, TileRows x
   }
 }
 
-// Whether the codes are likely to be in L2, where prefetching them only takes the place of loads
-// (1024x1024, avx512vnni: 0.88 of the time without for 1 row of int8, 0.95 for 4 and 8 of int4).
-constexpr int64_t kCachedBytes = int64_t{1} << 20;
-
-template <class Job>
-bool likely_in_l2(const Job& job) {
-  const Weight& w = *job.weight;
-  const int64_t bytes = w.panels * plane_rows(w.depth_padded, w.bits) * kRowBytes;
-  return job.likely_cached && bytes <= kCachedBytes;
-}
-
 // Brings the codes that will be expanded after this block into L2, a share at each tile. (Without
 // it a product of 128 rows spent 4 % of its time waiting for them.)
 template <class T>
@@ -164,7 +153,7 @@ class NextCodes {
  public:
   NextCodes(const ProductJob& job, int64_t panel, int panels, int64_t k, int64_t depth,
             int64_t tiles)
-      : weight_(*job.weight), tiles_(tiles), fetches_(!likely_in_l2(job)) {
+      : weight_(*job.weight), tiles_(tiles), fetches_(job.codes_in != CodesIn::l2) {
     const Weight& w = weight_;
     k += depth;
     if (k >= w.depth_padded) {

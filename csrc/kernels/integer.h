@@ -76,7 +76,7 @@ NIBBLAS_NOINLINE void integer_gemv_panels(const IntegerProductJob& job, int64_t 
   using Source = PlaneSource<T, Operands, GroupKind::constant, NV>;
   using Ops = typename Operands::Ops;
   const Weight& w = *job.weight;
-  const Source planes(w, panel, 0, {}, !likely_in_l2(job));
+  const Source planes(w, panel, 0, {}, asks_ahead<Ops>(job));
   const int64_t steps = Source::steps(w.depth_padded);
   int32_t sums[MR * NV * kPanel];
   int32_t ones[NV * kPanel] = {};

@@ -66,10 +66,13 @@ struct IntegerRowsJob {
   PackedRows packed;
 };
 
+// Where the codes of a weight are likely to be.
+enum class CodesIn { memory, l3, l2 };
+
 // y = activation(x W^T + bias)
 struct ProductJob {
   const Weight* weight;
-  bool likely_cached;  // the weight, from an earlier product
+  CodesIn codes_in;
   PackedRows x;
   Matrix y;
   FloatType type;
@@ -80,7 +83,7 @@ struct ProductJob {
 // c = (a - a_zero) (b - b_zero)^T modulo 2^32
 struct IntegerProductJob {
   const Weight* weight;
-  bool likely_cached;
+  CodesIn codes_in;
   PackedRows x;            // of a, as signed codes
   const PackedRows* ones;  // one row of ones, or null when every a_zero is 0
   const int32_t* a_zero;   // [rows] against the signed codes

@@ -14,8 +14,8 @@ constexpr bool straight(int bits, GroupKind kind) {
   return bits == 4 || bits == 8 || (kind == GroupKind::two_level && bits != 3);
 }
 
-// What a single row may, too: of the fewest bits, and of all with floats, it takes 0.4 to 0.6 of the
-// time so. (Integers of 5 to 7 bits 0.75, which is not worth as much code again.)
+// What a single row may, too: of the fewest bits, and of all with floats, it takes 0.4 to 0.6 of
+// the time so. (Integers of 5 to 7 bits 0.75, which is not worth as much code again.)
 template <class T, class Ops>
 constexpr bool single_row_straight(int bits, GroupKind kind) {
   return (bits <= 3 || Ops::kFloat) && kind != GroupKind::two_level && T::kSingleRowStraight;

@@ -86,7 +86,7 @@ void matmul_integer(const Array& a, const Weight& weight, int center, const Zero
   pack.is_unsigned = a.dtype == DType::uint8;
   IntegerProductJob job = {};
   job.weight = &w;
-  job.likely_cached = note_read(w);
+  job.codes_in = note_read(w);
   job.y = as_matrix(c, c_offsets);
   if (bz.size() > 1) {
     uint8_t* codes = scratch.get<uint8_t>(static_cast<size_t>(w.panels * kPanel));

@@ -72,7 +72,7 @@ void linear(const Array& x, const Weight& w, const Array* bias, Compute compute,
   pack.type = float_type(x.dtype);
   ProductJob job = {};
   job.weight = &w;
-  job.likely_cached = note_read(w);
+  job.codes_in = note_read(w);
   job.y = as_matrix(y, y_offsets);
   job.type = float_type(y.dtype);
   job.bias = bias_as_floats(*target.floats, bias, scratch);
