@@ -69,9 +69,17 @@ class CodeReader {
     for_rows(n, [bytes](const uint8_t* row) NIBBLAS_INLINE_LAMBDA { T::prefetch(row + bytes); });
   }
   // The same into L2: as many misses of L1 as several streams would take are not to be had (on Zen
-  // 4 a product of one row ran at 2/3 of the bandwidth so).
-  NIBBLAS_INLINE void prefetch_l2(int n, int64_t bytes) const {
-    for_rows(n, [bytes](const uint8_t* row) NIBBLAS_INLINE_LAMBDA { T::prefetch_l2(row + bytes); });
+  // 4 a product of one row ran at 2/3 of the bandwidth so). Where the panel ends within `bytes`,
+  // with `left` steps left, so does the stream, which then goes on `panels` panels after this one.
+  NIBBLAS_INLINE void prefetch_l2(int n, int64_t bytes, int64_t left, int panels) const {
+    unroll<kSlices>([&](auto s) NIBBLAS_INLINE_LAMBDA {
+      constexpr int64_t step = rows_per_step<s.value>() * kRowBytes;
+      const int64_t stride = stride_[s.value];
+      const uint8_t* ahead = row_[s.value] + n * stride + bytes;
+      if (left * step <= bytes) ahead += (panels - 1) * stride;
+      unroll<rows_per_step<s.value>()>(
+          [&](auto i) NIBBLAS_INLINE_LAMBDA { T::prefetch_l2(ahead + i.value * kRowBytes); });
+    });
   }
 
   // Quad q of a step; `loose` allows anything above the codes in its bytes.

@@ -144,10 +144,11 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   Reader reader;
   int64_t panel;
   bool fetches;  // whether to ask for codes ahead
+  int64_t left;  // steps to the panels' end
 
   PlaneSource(const Weight& w, int64_t first, int64_t k, const Block& groups, bool fetch)
       : GroupSource<T, Ops, kGroups, NV>(w, groups), operands(w), reader(w, first, k),
-        panel(first), fetches(fetch) {}
+        panel(first), fetches(fetch), left(steps(w.depth_padded - k)) {}
 
   // The small planes are too slow streams for the hardware's prefetchers.
   NIBBLAS_INLINE void begin_super(int64_t s) const {
@@ -197,7 +198,7 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   NIBBLAS_INLINE Raw load(int n) const {
     // One fast stream is best left to the hardware's prefetchers; they follow few, to a page's end.
     if constexpr (NV > 1) {
-      if (fetches) reader.prefetch_l2(n, kPrefetchBytes);
+      if (fetches) reader.prefetch_l2(n, kPrefetchBytes, left, NV);
     } else if constexpr (MR > 2) {
       if (fetches) reader.prefetch(n, kPrefetchSlowBytes);
     }
@@ -212,7 +213,10 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
       return w;
     }
   }
-  NIBBLAS_INLINE void next() { reader.next(); }
+  NIBBLAS_INLINE void next() {
+    reader.next();
+    --left;
+  }
 };
 
 // 8-bit codes as they stand, for the tiles of many rows. Where those come from L3 or memory, the
