@@ -55,6 +55,7 @@ def test_names():
         (["--peers", "--shapes", "16x144", "--schemes", "int4-g32"], "in multiples of 32, got 144"),
         (["--full"], "--full goes with --peers"),
         (["--roofline", "x.png"], "--roofline goes with --peers"),
+        (["--arrays"], "--arrays goes with --peers"),
     ],
 )
 def test_wrong_command_lines(capsys, arguments, message):
@@ -183,6 +184,11 @@ def test_products_of_what_is_installed(name, rng):
                 assert y.shape == (rows, 64)
                 # 8-bit activations err by 1 %; sums of 16 bits, where they saturate, by some more.
                 expected = x.astype(np.float64) @ dense.T
+                whole = bound.whole()
+                assert np.array_equal(whole, y)
+                bound.whole()
+                assert np.array_equal(whole, y)
+                assert not np.shares_memory(whole, bound.output())
                 assert _measure.relative_rms(y, expected) < 6e-2, (kind.name, op.label)
             count += 1
     assert count >= 3
@@ -238,10 +244,17 @@ class Fake:
             time.sleep(self.seconds)
             np.matmul(x, self.dense.T, out=out)
 
-        return Bound(call, lambda: out[:, 1:] if self.fault == "shape" else out)
+        def output():
+            return out[:, 1:] if self.fault == "shape" else out
+
+        def whole():
+            call()
+            return output() + 1 if self.fault == "whole" else output()
+
+        return Bound(call, output, whole)
 
 
-def with_fakes(monkeypatch, *ops, error=None):
+def with_fakes(monkeypatch, *ops, error=None, arrays=False):
     """Measure NumPy and a made-up library with these products: (label, arguments)."""
 
     def make(weight, threads):
@@ -254,7 +267,13 @@ def with_fakes(monkeypatch, *ops, error=None):
     load = peers.load
     monkeypatch.setattr(peers, "load", lambda name: fake if name == "litert" else load(name))
     settings = _compare.Settings(
-        [Shape("", 48, 256)], [2], [KINDS["int8"]], ["litert", "numpy"], cold=False, seconds=0.001
+        [Shape("", 48, 256)],
+        [2],
+        [KINDS["int8"]],
+        ["litert", "numpy"],
+        cold=False,
+        seconds=0.001,
+        arrays=arrays,
     )
     return _compare.run(settings)
 
@@ -280,6 +299,26 @@ def test_failures_stop_nobody(monkeypatch):
     text = _command.as_text({**report, "version": "1", "cpu": "", "seconds": 1.0, "load": 0.0})
     assert "broken failed (48x256 int8, 2 rows):" in text
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_calls_with_arrays_are_checked_and_timed(monkeypatch):
+    calls = []
+    whole = Fake.bind
+
+    def counted(self, x):
+        bound = whole(self, x)
+        return bound._replace(whole=lambda: (calls.append(1), bound.whole())[1])
+
+    monkeypatch.setattr(Fake, "bind", counted)
+    report = with_fakes(monkeypatch, ("good", {}), ("odd", {"fault": "whole"}), arrays=True)
+    assert report["arrays"]
+    assert [entry["message"] for entry in report["failures"]] == [
+        "RuntimeError: another output from arrays"
+    ]
+    samples = next(c["samples"] for c in report["cases"] if c["contender"] == "good")
+    assert len(calls) > samples >= 5
+    text = _command.as_text({**report, "version": "1", "cpu": "", "seconds": 1.0, "load": 0.0})
+    assert "to take x as an array" in text
 
 
 def test_our_own_failure_is_an_error(monkeypatch):

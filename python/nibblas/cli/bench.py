@@ -89,6 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--full", action="store_true", help="with --peers: five shapes, six row counts, an hour"
     )
+    parser.add_argument(
+        "--arrays",
+        action="store_true",
+        help="with --peers: each call takes x as a NumPy array and returns its output as one; "
+        "else both are in place",
+    )
     parser.add_argument("--roofline", metavar="FILE", help="with --peers: draw speed over bytes")
 
 
@@ -104,7 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
         from nibblas.cli.peers import _command
 
         return _command.run(arguments)
-    for option in ("full", "roofline"):
+    for option in ("full", "roofline", "arrays"):
         if getattr(arguments, option):
             raise ValueError(f"--{option} goes with --peers")
     settings = _bench.Settings(

@@ -111,13 +111,16 @@ def _symmetric(dense: Array, kind: Kind, threads: int) -> nibblas.PackedWeight:
 
 
 class Bound(NamedTuple):
-    """A product with everything in place: call it, then look at its output (rows, N).
+    """A product with x in place: call it, then look at its output (rows, N).
 
-    Keep all of it, and x, as long as it is called: libraries borrow the arrays' memory.
+    Keep all of it, and x, as long as it is called: libraries borrow the arrays' memory. ``whole``
+    does all that a Python program does with another x each time: it hands over the array and
+    returns the output as one that the next call leaves alone.
     """
 
     call: Callable[[], object]
     output: Callable[[], Array]
+    whole: Callable[[], Array]
 
 
 class Model(Protocol):

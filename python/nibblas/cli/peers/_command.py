@@ -21,6 +21,11 @@ CLOCKS = {
     "wall": "wall time",
 }
 
+ARRAYS = {
+    False: "its x and its output in place; --arrays hands them over",
+    True: "to take x as an array and to return its output as one",
+}
+
 
 def parse_kinds(text: str) -> list[Kind]:
     """Names of comparisons separated by commas, or "all"."""
@@ -46,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
         threads=arguments.threads,
         cold=True if arguments.cold else False if arguments.warm else None,
         seconds=arguments.seconds,
+        arrays=arguments.arrays,
     )
     report = bench.measured(
         arguments.target,
@@ -84,6 +90,7 @@ def as_text(report: dict[str, Any]) -> str:
     lines += [
         "",
         f"Times are {CLOCKS[report['clock']]}.",
+        f"Each call has {ARRAYS[report['arrays']]}.",
         *bench.notes(report)[:1],
         f"All took {report['seconds']:.0f} s.",
         *bench.notes(report)[2:],

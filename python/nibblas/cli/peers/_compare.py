@@ -49,6 +49,8 @@ class Settings:
     cold: bool | None = None
     """Weights cold, warm, or with None both: cold only up to COLD_ROWS."""
     seconds: float = 0.4
+    arrays: bool = False
+    """Whether each call takes an array x and returns one, or x and the output are in place."""
 
     def states(self, rows: int) -> list[bool]:
         """Cold or not, as to be measured with so many rows."""
@@ -113,6 +115,7 @@ def run(settings: Settings, step: Callable[[str], None] = lambda label: None) ->
         "threads": settings.threads,
         "numpy_threads": numpy_threads,
         "clock": clock,
+        "arrays": settings.arrays,
         "shapes": [[shape.cols, shape.depth] for shape in settings.shapes],
         "rows": list(settings.rows),
         "kinds": [kind.name for kind in settings.kinds],
@@ -233,6 +236,8 @@ class _Comparison:
                 bounds[0].call()
                 entrant.once = time.perf_counter() - start
                 y = self._output(bounds[0], len(x))
+                if self.settings.arrays and not np.array_equal(bounds[0].whole(), y):
+                    raise RuntimeError("another output from arrays")
             except Exception as error:
                 if entrant.peer == "nibblas":
                     raise
@@ -242,7 +247,7 @@ class _Comparison:
             expected = some_x @ dense.T
             got = np.concatenate(outputs)[:, : len(dense)]
             entrant.error = _measure.relative_rms(got, expected)
-            calls = [bound.call for bound in bounds]
+            calls = [bound.whole if self.settings.arrays else bound.call for bound in bounds]
             entrant.contender = Contender(entrant.op.label, models[0].nbytes, calls)
             yield entrant
 

@@ -199,16 +199,27 @@ class _Product:
         self.graph = lib.ggml_new_graph(self.context.handle)
         lib.ggml_build_forward_expand(self.graph, self.y)
         self.context.allocate(lib.ggml_backend_cpu_buffer_type())
-        x = np.ascontiguousarray(x, np.float32)
-        lib.ggml_backend_tensor_set(given, x.ctypes.data, 0, x.nbytes)
-        self.out = np.empty((len(x), weight.cols), np.float32)
+        self.x = np.ascontiguousarray(x, np.float32)
+        self.given = given
+        self.input()
+        self.shape = (len(x), weight.cols)
 
     def bound(self) -> Bound:
         lib, backend, graph = self.lib, _backend(), self.graph
         lib.ggml_backend_cpu_set_n_threads(backend, self.weight.threads)
         compute = lib.ggml_backend_graph_compute
-        return Bound(lambda: compute(backend, graph), self.output)
+
+        def whole() -> Array:
+            self.input()
+            compute(backend, graph)
+            return self.output()
+
+        return Bound(lambda: compute(backend, graph), self.output, whole)
+
+    def input(self) -> None:
+        self.lib.ggml_backend_tensor_set(self.given, self.x.ctypes.data, 0, self.x.nbytes)
 
     def output(self) -> Array:
-        self.lib.ggml_backend_tensor_get(self.y, self.out.ctypes.data, 0, self.out.nbytes)
-        return self.out
+        out = np.empty(self.shape, np.float32)
+        self.lib.ggml_backend_tensor_get(self.y, out.ctypes.data, 0, out.nbytes)
+        return out

@@ -45,7 +45,17 @@ class _Interpreter:
         interpreter.resize_tensor_input(self.input, list(x.shape))
         interpreter.allocate_tensors()
         interpreter.set_tensor(self.input, x)
-        return Bound(interpreter.invoke, lambda: interpreter.get_tensor(self.output))
+
+        def output() -> Array:
+            y: Array = interpreter.get_tensor(self.output)
+            return y
+
+        def whole() -> Array:
+            interpreter.set_tensor(self.input, x)
+            interpreter.invoke()
+            return output()
+
+        return Bound(interpreter.invoke, output, whole)
 
 
 def _model(weight: Weight) -> bytes:

@@ -31,10 +31,10 @@ class _Packed:
         packed, compute, threads = self.packed, self.compute, self.threads
         integers = x.dtype == np.int8
         out = np.empty((len(x), packed.shape[0]), np.int32 if integers else np.float32)
-        if integers:
-            product, options = nibblas.matmul_integer, {"num_threads": threads}
-            return Bound(lambda: product(x, packed, out=out, **options), lambda: out)
-        return Bound(
-            lambda: nibblas.linear(x, packed, compute=compute, out=out, num_threads=threads),
-            lambda: out,
-        )
+
+        def product(out: Array | None = None) -> Array:
+            if integers:
+                return nibblas.matmul_integer(x, packed, out=out, num_threads=threads)
+            return nibblas.linear(x, packed, compute=compute, out=out, num_threads=threads)
+
+        return Bound(lambda: product(out), lambda: out, product)

@@ -70,13 +70,17 @@ class _Weights:
         import torch
 
         given = self.convert(torch.from_numpy(x))
+        convert = self.convert
         last: list[Any] = [None]
         product = self.product
 
         def call() -> None:
             last[0] = product(given)
 
-        return Bound(call, lambda: np.asarray(last[0].float().numpy()))
+        def whole() -> Array:
+            return np.asarray(product(convert(torch.from_numpy(x))).float().numpy())
+
+        return Bound(call, lambda: np.asarray(last[0].float().numpy()), whole)
 
 
 class _Dynamic(_Weights):
@@ -144,4 +148,8 @@ class _Integers:
         given = torch.from_numpy(x)
         out = torch.empty((len(x), self.codes.shape[1]), dtype=torch.int32)
         codes = self.codes
-        return Bound(lambda: torch._int_mm(given, codes, out=out), lambda: np.asarray(out.numpy()))
+        return Bound(
+            lambda: torch._int_mm(given, codes, out=out),
+            lambda: np.asarray(out.numpy()),
+            lambda: np.asarray(torch._int_mm(torch.from_numpy(x), codes).numpy()),
+        )
