@@ -36,20 +36,28 @@ def test_the_page_is_written_from_results(capsys, tmp_path, tools, monkeypatch):
     monkeypatch.setattr(report, "SHOWN", [48, 256])
     monkeypatch.setattr(_measure, "COLD_BYTES", 100_000)
     column = nibblas.target()
-    (results / column).mkdir(parents=True)
-    for shape in ("48x256", "16x512"):
-        for kind in ("integers", "int8"):
-            arguments = ["numpy", "--shapes", shape, "--rows", "1", "--schemes", kind]
-            assert main(["bench", "--json", "--seconds", "0.001", "--peers", *arguments]) == 0
-            result = results / column / f"{shape}-{kind}.json"
-            result.write_text(capsys.readouterr().out)
+    for folder, options in ((results / column, []), (results / column / "arrays", ["--arrays"])):
+        folder.mkdir(parents=True)
+        for shape in ("48x256", "16x512"):
+            for kind in ("integers", "int8"):
+                arguments = ["numpy", "--shapes", shape, "--rows", "1", "--schemes", kind, *options]
+                assert main(["bench", "--json", "--seconds", "0.001", "--peers", *arguments]) == 0
+                result = folder / f"{shape}-{kind}.json"
+                result.write_text(capsys.readouterr().out)
     command = [str(results), "--columns", f"{column},other", "--render", "--docs", str(docs)]
     report.main(command)
     written = page.read_text()
     assert written.startswith(f"Before.\n\n{report.BEGIN}")
     assert written.endswith(f"{report.END}\n\nAfter.\n")
     assert "stale" not in written
-    for words in (f"### {column}", "| 1 cold |", "16x512", "#### ", "| NumPy float32 |"):
+    for words in (
+        f"### {column}",
+        "| 1 cold |",
+        "16x512",
+        "#### ",
+        "| NumPy float32 |",
+        "x as a NumPy array",
+    ):
         assert words in re.sub(" +", " ", written)
     for name in ("speed", "roofline"):
         drawn = docs / f"performance-{column}-{name}.svg"

@@ -41,16 +41,36 @@ SHOWN = [4096, 4096]
 ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
+ARRAYS = "arrays"
+"""Folder in a column's: results of calls that take x as an array and return one (--arrays)."""
+
+SMALL_SHAPES = "384x1536,1024x1024"
+"""Where it matters how x is handed over."""
+
+
 def measure(arguments: argparse.Namespace, column: str, extra: dict[str, str]) -> None:
     """Fill the column's folder."""
     folder = arguments.folder / column
+    measure_shapes(arguments, folder, column, arguments.shapes, extra)
+    measure_shapes(arguments, folder / ARRAYS, column, arguments.array_shapes, extra, "--arrays")
+
+
+def measure_shapes(
+    arguments: argparse.Namespace,
+    folder: Path,
+    column: str,
+    shapes: str,
+    extra: dict[str, str],
+    *options: str,
+) -> None:
+    """Fill a folder: a file for each shape and weight."""
     folder.mkdir(parents=True, exist_ok=True)
     cleared = (*BLAS_VARIABLES, "NIBBLAS_TARGET")
     environment = {key: value for key, value in os.environ.items() if key not in cleared}
     if arguments.threads == 1:
         environment |= dict.fromkeys(ONE_THREAD, "1")
     environment |= {"NIBBLAS_TARGET": column, **extra}
-    for shape in arguments.shapes.split(","):
+    for shape in filter(None, shapes.split(",")):
         for kind in _command.parse_kinds(arguments.schemes):
             result = folder / f"{shape}-{kind.name}.json"
             if result.exists():
@@ -60,14 +80,15 @@ def measure(arguments: argparse.Namespace, column: str, extra: dict[str, str]) -
             command += ["--seconds", str(arguments.seconds), "--threads", str(arguments.threads)]
             started = time.monotonic()
             done = subprocess.run(
-                [*command, "--json"], env=environment, stdout=subprocess.PIPE, check=True
+                [*command, "--json", *options], env=environment, stdout=subprocess.PIPE, check=True
             )
             found = json.loads(done.stdout)
             if found["target"] != column:
                 raise RuntimeError(f"measured target {found['target']} instead of {column}")
             result.write_bytes(done.stdout)
             seconds = time.monotonic() - started
-            print(f"{column} {shape} {kind.name}: {seconds:.0f} s", file=sys.stderr, flush=True)
+            label = " ".join([column, shape, kind.name, *options])
+            print(f"{label}: {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
 def merged(folder: Path) -> dict[str, Any] | None:
@@ -199,8 +220,8 @@ def summary(report: dict[str, Any]) -> str:
     )
 
 
-def section(report: dict[str, Any], column: str) -> str:
-    """A column's part of the page."""
+def section(report: dict[str, Any], arrays: dict[str, Any] | None, column: str) -> str:
+    """A column's part of the page, with what calls with arrays took."""
     libraries = ", ".join(
         f"{note['peer']} {note['version']}" for note in report["peers"] if note["version"]
     )
@@ -217,6 +238,12 @@ def section(report: dict[str, Any], column: str) -> str:
         'The closest peer that computes in floats, over our `compute="float32"`:',
         closest(report, "nibblas float32"),
     ]
+    if arrays:
+        text[7:7] = [
+            "The same with int8 activations where each call takes x as a NumPy array and returns its "
+            "output as one (`--arrays`):",
+            closest(arrays, "nibblas"),
+        ]
     for kind in report["kinds"]:
         if any(c["shape"] == SHOWN and c["kind"] == kind for c in report["cases"]):
             name = f"{SHOWN[0]}x{SHOWN[1]}, {KINDS[kind].what}"
@@ -234,7 +261,7 @@ def render(folder: Path, docs: Path, columns: Sequence[str]) -> None:
         report = merged(folder / column)
         if report is None:
             continue
-        sections.append(section(report, column))
+        sections.append(section(report, merged(folder / column / ARRAYS), column))
         shown = [case for case in report["cases"] if case["shape"] == SHOWN]
         if shown:
             one = {**report, "shapes": [SHOWN], "cases": shown}
@@ -259,6 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ggml-avx2", metavar="FOLDER", help="of build_ggml.py --avx2")
     parser.add_argument("--columns", default=f"{best},avx2" if best != "avx2" else best)
     parser.add_argument("--shapes", default=_command.FULL_SHAPES)
+    parser.add_argument("--array-shapes", default=SMALL_SHAPES, help="with --arrays")
     parser.add_argument("--rows", default=_command.FULL_ROWS)
     parser.add_argument("--schemes", default="all")
     parser.add_argument("--peers", default="all")
