@@ -240,8 +240,8 @@ def section(report: dict[str, Any], arrays: dict[str, Any] | None, column: str) 
     ]
     if arrays:
         text[7:7] = [
-            "The same with int8 activations where each call takes x as a NumPy array and returns its "
-            "output as one (`--arrays`):",
+            "The same with int8 activations where each call takes x as a NumPy array and returns "
+            "its output as one (`--arrays`):",
             closest(arrays, "nibblas"),
         ]
     for kind in report["kinds"]:
