@@ -235,15 +235,17 @@ def section(report: dict[str, Any], arrays: dict[str, Any] | None, column: str) 
         f"![Roofline, {column}](performance-{column}-roofline.svg)",
         "The closest peer with int8 activations, its time over ours and the lower bound of that:",
         closest(report, "nibblas"),
+    ]
+    if arrays:
+        text += [
+            "The same where each call takes x as a NumPy array and returns its output as one "
+            "(`--arrays`):",
+            closest(arrays, "nibblas"),
+        ]
+    text += [
         'The closest peer that computes in floats, over our `compute="float32"`:',
         closest(report, "nibblas float32"),
     ]
-    if arrays:
-        text[7:7] = [
-            "The same with int8 activations where each call takes x as a NumPy array and returns "
-            "its output as one (`--arrays`):",
-            closest(arrays, "nibblas"),
-        ]
     for kind in report["kinds"]:
         if any(c["shape"] == SHOWN and c["kind"] == kind for c in report["cases"]):
             name = f"{SHOWN[0]}x{SHOWN[1]}, {KINDS[kind].what}"
