@@ -167,23 +167,23 @@ def test_packed_weight(scheme, group, rng, target):
                 assert np.array_equal(nibblas.matmul_integer(a, w.T, za, zb), expected)
 
 
+# The sums of 75,000 products 16 * 15 * 128, which only nibbles in place would have, pass 2^31.
 @pytest.mark.parametrize("scheme", INTEGER_SCHEMES)
-def test_deep_packed_weight(scheme, rng, target):
+@pytest.mark.parametrize("depth", [70_000, 150_000])
+def test_deep_packed_weight(scheme, depth, rng, target):
     low, high = SCHEMES[scheme].code_min, SCHEMES[scheme].code_max
     w = nibblas.pack(
-        np.full((18, 70_000), high, SCHEMES[scheme].code_dtype),
+        np.full((18, depth), high, SCHEMES[scheme].code_dtype),
         np.ones(18, np.float32),
         scheme=scheme,
         group_size=None,
     )
-    for rows in (1, 8):
-        a = np.full((rows, 70_000), 255, np.uint8)
-        total = 255 * high * 70_000
-        c = nibblas.matmul_integer(a, w)
-        assert (c == (total + 2**31) % 2**32 - 2**31).all()
-        total = 254 * (high - low) * 70_000
-        c = nibblas.matmul_integer(a, w, 1, low)
-        assert (c == (total + 2**31) % 2**32 - 2**31).all()
+    for rows, value in ((1, -128), (1, 127), (2, -128), (8, 127)):
+        a = np.full((rows, depth), value, np.int8)
+        for za, zb in ((None, None), (1, low)):
+            total = (value - (za or 0)) * (high - (zb or 0)) * depth
+            c = nibblas.matmul_integer(a, w, za, zb)
+            assert (c == (total + 2**31) % 2**32 - 2**31).all()
 
 
 def test_scales_and_offsets_of_a_packed_weight_are_not_used(rng, target):

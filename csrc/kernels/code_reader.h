@@ -107,6 +107,12 @@ class CodeReader {
     return code;
   }
 
+  // The high halves of a row's bytes, 16 times the codes.
+  template <int r>
+  static NIBBLAS_INLINE typename T::I32 high_in_place(const Rows& rows) {
+    return T::and_i32(rows.row[r], mask<4, 4>());
+  }
+
   NIBBLAS_INLINE void next() {
     unroll<kSlices>([&](auto s) NIBBLAS_INLINE_LAMBDA {
       row_[s.value] += rows_per_step<s.value>() * kRowBytes;

@@ -76,15 +76,16 @@ NIBBLAS_NOINLINE void integer_gemv_panels(const IntegerProductJob& job, int64_t 
   using Source = PlaneSource<T, Operands, GroupKind::constant, NV>;
   using Ops = typename Operands::Ops;
   const Weight& w = *job.weight;
-  const Source planes(w, panel, 0, {}, asks_ahead<Ops>(job));
-  const int64_t steps = Source::steps(w.depth_padded);
   int32_t sums[MR * NV * kPanel];
   int32_t ones[NV * kPanel] = {};
   begin_integers<T, Ops>(job, panel, NV, job.x.starts + row, MR, sums);
   if (job.ones) begin_integers<T, Ops>(job, panel, NV, job.ones->starts, 1, ones);
-  if (steps > 0) {  // a tile takes at least one
-    multiply_part<T, MR>(planes, x, steps, sums);
-    if (job.ones) multiply_part<T, 1>(planes, ones_row(job, 0), steps, ones);
+  for (int64_t k = 0; k < w.depth_padded; k += kSegment) {  // see kHighInPlace
+    const Source planes(w, panel, k, {}, asks_ahead<Ops>(job));
+    const int64_t steps = Source::steps(smaller(kSegment, w.depth_padded - k));
+    const int64_t words = k / 4 * Ops::kQuadParts;
+    multiply_part<T, MR>(planes, advance(x, MR, words, 0), steps, sums);
+    if (job.ones) multiply_part<T, 1>(planes, ones_row(job, words), steps, ones);
   }
   store_integers<T>(job, panel, NV, row, MR, sums, ones);
 }

@@ -139,6 +139,11 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   static constexpr int kRun = narrow_run<Operands>(kParts);
   static constexpr GroupKind kKind = kGroups;
   static constexpr bool kFetchesRows = false;
+  // Of 4 bits, high halves of bytes may be operands 16 times as large, where sums of their own take
+  // them: no shift, and the sums, of a segment at most, stay below 32768 * 240 * 128 < 2^31.
+  static constexpr bool kHighInPlace = Operands::kBits == 4 && !Operands::kLookup &&
+                                       Ops::kSplits && Ops::kPlaneIsOperand &&
+                                       kGroups != GroupKind::two_level;
 
   Operands operands;
   Reader reader;
@@ -204,8 +209,9 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
     }
     return reader.load(n);
   }
-  template <int part, int MR>
+  template <int part, int MR, bool in_place>
   NIBBLAS_INLINE typename Ops::W operand(int n, const Raw& raw) const {
+    if constexpr (in_place) return Reader::template high_in_place<part / 2>(raw);
     const auto w = operand_of<part, Reader, MR>(operands, raw);
     if constexpr (Ops::kFloat && kGroups == GroupKind::zero_points) {
       return T::sub(w, this->zeros[n]);
@@ -245,6 +251,7 @@ struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
   static constexpr int kRun = kParts;
   static constexpr GroupKind kKind = kGroups;
   static constexpr bool kFetchesRows = !Ops::kNarrow;  // as SweptPlanes
+  static constexpr bool kHighInPlace = false;
   int64_t rows_ahead = 0;
 
   BlockSource(const Weight& w, const Block& b) : GroupSource<T, Ops, kGroups, NV>(w, b) {}
@@ -256,7 +263,7 @@ struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
   using Raw = const uint8_t*;
   template <int>
   NIBBLAS_INLINE Raw load(int n) const { return this->block.rows + n * kOperandBytes<Ops>; }
-  template <int part, int MR>
+  template <int part, int MR, bool>
   NIBBLAS_INLINE typename Ops::W operand(int, Raw raw) const {
     return Ops::load_w(raw + part * NV * kOperandBytes<Ops>);
   }

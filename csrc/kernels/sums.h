@@ -21,6 +21,14 @@ constexpr int sum_rows(int rows) {
   return Ops::kPairsRows ? (rows + 1) / 2 * 2 : rows;
 }
 
+// A small tile has too few sums to hide a dot product's latency, so every second quad goes to sums
+// of its own, where both take half of the registers at most. If those are high halves of bytes,
+// they need no shift: see kHighInPlace.
+template <class T, int MR, class Source>
+constexpr bool kSplit = Source::Ops::kSplits && Source::kParts > 1 &&
+                        4 * MR * Source::kPanels <= T::kRegisters &&
+                        MR * Source::kPanels < (Source::kHighInPlace ? 5 : 4);
+
 // acc += the products of operand `part` of a step, with the step's words of x.
 template <class T, int MR, int part, class Source, int R>
 NIBBLAS_INLINE void multiply_part_of_step(
@@ -41,7 +49,8 @@ NIBBLAS_INLINE void multiply_part_of_step(
   } else {
     typename Ops::W operand[NV];
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-      operand[n.value] = w.template operand<part, MR>(n.value, raw[n.value]);
+      constexpr bool in_place = kSplit<T, MR, Source> && Source::kHighInPlace && part % 2;
+      operand[n.value] = w.template operand<part, MR, in_place>(n.value, raw[n.value]);
     });
     unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
       const auto xm = Ops::template row<m.value, MR>(column);
@@ -84,10 +93,7 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
                                    typename Source::Ops::Acc (&acc)[R][Source::kPanels]) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
-  // A small tile has too few sums to hide a dot product's latency, so every second quad goes to
-  // sums of its own, where both take half of the registers at most.
-  constexpr bool split =
-      Ops::kSplits && MR * NV < 4 && 4 * MR * NV <= T::kRegisters && Source::kParts > 1;
+  constexpr bool split = kSplit<T, MR, Source>;
   typename Ops::Acc odd[split ? MR : 1][split ? NV : 1];
   if constexpr (split) {
     for_tile<MR, NV>(
@@ -104,7 +110,9 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
   });
   if constexpr (split) {
     for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
-      acc[m.value][n.value] = T::add_i32(acc[m.value][n.value], odd[m.value][n.value]);
+      auto sum = odd[m.value][n.value];
+      if constexpr (Source::kHighInPlace) sum = T::template sar<4>(sum);
+      acc[m.value][n.value] = T::add_i32(acc[m.value][n.value], sum);
     });
   }
 }
