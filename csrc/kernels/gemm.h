@@ -93,16 +93,18 @@ inline P* offset(P* p, int64_t n) {
   return p ? p + n : p;
 }
 
-// f(Index<m>, first row, TileRows at the tile's first segment) for each tile of [row0, row1).
-template <int MaxRows, class F>
-NIBBLAS_INLINE void for_each_tile(const PackedRows& x, int64_t row0, int64_t row1, const F& f) {
-  for (int64_t row = row0; row < row1; row += MaxRows) {
-    const int m = static_cast<int>(smaller(MaxRows, row1 - row));
+// f(m, first row, TileRows at the tile's first segment) for each tile of [row0, row1): `most` rows,
+// the last one fewer.
+template <class F>
+NIBBLAS_INLINE void for_each_tile(const PackedRows& x, int64_t row0, int64_t row1, int most,
+                                  const F& f) {
+  for (int64_t row = row0; row < row1; row += most) {
+    const int m = static_cast<int>(smaller(most, row1 - row));
     const int64_t at = row * x.segments;
     const TileRows tile = {x.words + row * x.row_words, offset(x.scales, at),
                            x.starts + at * x.segment_starts, offset(x.sums, at),
                            row + m < row1 ? m * x.row_words : 0};
-    with_rows<MaxRows>(m, [&](auto mr) NIBBLAS_INLINE_LAMBDA { f(mr, row, tile); });
+    f(m, row, tile);
   }
 }
 
@@ -188,6 +190,33 @@ class NextCodes {
   bool fetches_;
 };
 
+inline void clear_sums(int64_t rows, int panels, float* acc) {
+  memset(acc, 0, static_cast<size_t>(rows * panels * kPanel) * sizeof(float));
+}
+
+// The outputs of m rows into L1, while their last products are summed up: rows are often a page
+// apart, which no hardware prefetcher foresees.
+template <class T>
+NIBBLAS_INLINE void fetch_outputs(const Matrix& y, int64_t panel, int panels, int64_t row, int m) {
+  if (y.col_stride > 4) return;
+  for (int i = 0; i < m; ++i) {
+    const char* at = matrix_row(y, row + i) + panel * kPanel * y.col_stride;
+    for (int n = 0; n < panels; ++n) T::prefetch(at + n * kPanel * y.col_stride);
+  }
+}
+
+// A part of one segment for m of at most kRows rows.
+template <class T, int kRows, class Source>
+NIBBLAS_INLINE void multiply_rows(const Source& weights, TileRows x, int m, int64_t steps,
+                                  int32_t* sums) {
+  with_rows<kRows>(m, [&](auto mr) NIBBLAS_INLINE_LAMBDA {
+    multiply_part<T, mr.value>(weights, x, steps, sums);
+  });
+}
+
+// Below, a tile's sums wait in memory from block to block, the tiles' one after the other. Where
+// the first block is the last, too, all tiles use the same place, which then stays in L1.
+
 // Groups that fit into a depth block: running sums are combined inside the tile.
 template <class T, class Ops, GroupKind kGroups, int NV>
 void gemm_short_groups(const ProductJob& job, Expand expand, int64_t panel, int64_t row0,
@@ -206,19 +235,25 @@ void gemm_short_groups(const ProductJob& job, Expand expand, int64_t panel, int6
       expand_groups<T, Ops, kGroups>(w, panel, NV, k / w.group, depth / w.group, s.block);
     }
     const int64_t words = k / 4 * Ops::kQuadParts;
+    const bool last = k + depth == w.depth_padded;
     NextCodes<T> next(job, panel, NV, k, block, tiles);
-    for_each_tile<kRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+    for_each_tile(job.x, row0, row1, kRows, [&](int m, int64_t row, TileRows x) {
       next.fetch_share();
-      float* acc = s.acc + (row - row0) * NV * kPanel;
+      float* acc = s.acc + (depth == w.depth_padded ? 0 : row - row0) * NV * kPanel;
+      if (k == 0) clear_sums(m, NV, acc);
+      if (last) fetch_outputs<T>(job.y, panel, NV, row, m);
       const Source source(w, s.block);
       const int64_t segment = k / job.x.segment;
-      const TileRows part = advance(x, m.value, words, segment, job.x.segment_starts);
-      if constexpr (kGroups == GroupKind::two_level) {
-        multiply_super_blocks<T, m.value>(source, part, depth / kSuperBlock, acc);
-      } else {
-        const int64_t steps = Source::steps(w.group);
-        multiply_segments<T, m.value>(source, part, depth / w.group, steps, steps, 1, acc);
-      }
+      const TileRows part = advance(x, m, words, segment, job.x.segment_starts);
+      with_rows<kRows>(m, [&](auto mr) NIBBLAS_INLINE_LAMBDA {
+        if constexpr (kGroups == GroupKind::two_level) {
+          multiply_super_blocks<T, mr.value>(source, part, depth / kSuperBlock, acc);
+        } else {
+          const int64_t steps = Source::steps(w.group);
+          multiply_segments<T, mr.value>(source, part, depth / w.group, steps, steps, 1, acc);
+        }
+      });
+      if (last) store_outputs<T>(job, panel, NV, row, m, acc);
     });
   }
 }
@@ -253,27 +288,28 @@ void gemm_long_groups(const ProductJob& job, Expand expand, int64_t panel, int64
   for (int64_t segment = 0; segment < job.x.segments; ++segment) {
     const int64_t begin = segment * job.x.segment;
     const int64_t end = smaller(begin + job.x.segment, w.depth_padded);
+    const bool last = segment + 1 == job.x.segments;
     expand_groups<T, Ops, kGroups>(w, panel, NV, w.per_channel ? 0 : segment, 1, s.block);
-    for_each_tile<kRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
-      begin_segment<T, Ops, kGroups>(s.block, NV, advance(x, m.value, 0, segment), m.value,
-                                     s.sums + (row - row0) * NV * kPanel);
-    });
     for_each_block<T, Ops, NV>(
         w, expand, panel, begin, end, block, s.block,
         [&](const auto& weights, int64_t k, int64_t depth) {
           const int64_t words = k / 4 * Ops::kQuadParts;
           NextCodes<T> next(job, panel, NV, k, block, tiles);
-          for_each_tile<kRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
+          for_each_tile(job.x, row0, row1, kRows, [&](int m, int64_t row, TileRows x) {
             if (expand) next.fetch_share();
-            multiply_part<T, m.value>(weights, advance(x, m.value, words, 0),
-                                      weights.steps(depth), s.sums + (row - row0) * NV * kPanel);
+            const int64_t at = (depth == w.depth_padded ? 0 : row - row0) * NV * kPanel;
+            int32_t* sums = s.sums + at;
+            float* acc = s.acc + at;
+            const TileRows part = advance(x, m, words, segment);
+            if (k == begin) begin_segment<T, Ops, kGroups>(s.block, NV, part, m, sums);
+            if (last && k + depth == end) fetch_outputs<T>(job.y, panel, NV, row, m);
+            multiply_rows<T, kRows>(weights, part, m, weights.steps(depth), sums);
+            if (k + depth < end) return;
+            if (segment == 0) clear_sums(m, NV, acc);
+            combine_segment<T, Ops, kGroups>(s.block, NV, part, m, sums, acc);
+            if (last) store_outputs<T>(job, panel, NV, row, m, acc);
           });
         });
-    for_each_tile<kRows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
-      const int64_t at = (row - row0) * NV * kPanel;
-      combine_segment<T, Ops, kGroups>(s.block, NV, advance(x, m.value, 0, segment), m.value,
-                                       s.sums + at, s.acc + at);
-    });
   }
 }
 
@@ -281,7 +317,10 @@ template <class T, class Ops, GroupKind kGroups, int NV>
 void gemm_panels(const ProductJob& job, Expand expand, int64_t panel, int64_t row0, int64_t row1,
                  const ProductScratch& s) {
   const Weight& w = *job.weight;
-  memset(s.acc, 0, static_cast<size_t>(row1 - row0) * NV * kPanel * sizeof(float));
+  if (w.depth_padded == 0) {
+    clear_sums(row1 - row0, NV, s.acc);
+    return store_outputs<T>(job, panel, NV, row0, row1 - row0, s.acc);
+  }
   if constexpr (kGroups == GroupKind::two_level) {
     gemm_short_groups<T, Ops, kGroups, NV>(job, expand, panel, row0, row1, s);
   } else if (w.per_channel || w.group > kDepthBlock<Ops>) {
@@ -289,7 +328,6 @@ void gemm_panels(const ProductJob& job, Expand expand, int64_t panel, int64_t ro
   } else {
     gemm_short_groups<T, Ops, kGroups, NV>(job, expand, panel, row0, row1, s);
   }
-  store_outputs<T>(job, panel, NV, row0, row1 - row0, s.acc);
 }
 
 // f(Index<NV>, panel) over [panel0, panel1): NV panels at a time, then the rest by halves.

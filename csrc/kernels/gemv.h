@@ -57,13 +57,13 @@ NIBBLAS_INLINE void for_each_gemv_tile(const PackedRows& x, int64_t panel0, int6
     constexpr int NV = T::gemv_panels(MR);
     int64_t panel = panel0;
     for (; !one_stream && panel + NV <= panel1; panel += NV) {
-      for_each_tile<MR>(x, 0, x.rows, [&](auto m, int64_t row, TileRows tile) {
-        f(m, Index<NV>{}, panel, row, tile);
+      for_each_tile(x, 0, x.rows, MR, [&](int m, int64_t row, TileRows tile) {
+        with_rows<MR>(m, [&](auto r) NIBBLAS_INLINE_LAMBDA { f(r, Index<NV>{}, panel, row, tile); });
       });
     }
     for (; panel < panel1; ++panel) {
-      for_each_tile<MR>(x, 0, x.rows, [&](auto m, int64_t row, TileRows tile) {
-        f(m, Index<1>{}, panel, row, tile);
+      for_each_tile(x, 0, x.rows, MR, [&](int m, int64_t row, TileRows tile) {
+        with_rows<MR>(m, [&](auto r) NIBBLAS_INLINE_LAMBDA { f(r, Index<1>{}, panel, row, tile); });
       });
     }
   });

@@ -11,7 +11,7 @@ namespace nibblas {
 namespace {
 
 template <class T>
-void store_integers(const IntegerProductJob& job, int64_t panel, int panels, int64_t row0,
+NIBBLAS_NOINLINE void store_integers(const IntegerProductJob& job, int64_t panel, int panels, int64_t row0,
                     int64_t rows, const int32_t* sums, const int32_t* ones) {
   for (int n = 0; n < panels; ++n) {
     const int64_t col = (panel + n) * kPanel;
@@ -30,7 +30,7 @@ void store_integers(const IntegerProductJob& job, int64_t panel, int panels, int
 
 // The first sums of m rows: -zb * sum(a).
 template <class T, class Ops>
-void begin_integers(const IntegerProductJob& job, int64_t panel, int panels, const int32_t* starts,
+NIBBLAS_NOINLINE void begin_integers(const IntegerProductJob& job, int64_t panel, int panels, const int32_t* starts,
                     int64_t rows, int32_t* sums) {
   for (int64_t row = 0; row < rows; ++row) {
     for (int n = 0; n < panels; ++n) {
@@ -53,21 +53,28 @@ void integer_gemm_panels(const IntegerProductJob& job, Expand expand, int64_t pa
                          int64_t row1, const ProductScratch& s) {
   const Weight& w = *job.weight;
   int32_t* ones = s.sums + (row1 - row0) * NV * kPanel;
-  begin_integers<T, Ops>(job, panel, NV, job.x.starts + row0, row1 - row0, s.sums);
   if (job.ones) begin_integers<T, Ops>(job, panel, NV, job.ones->starts, 1, ones);
+  if (w.depth_padded == 0) {
+    begin_integers<T, Ops>(job, panel, NV, job.x.starts + row0, row1 - row0, s.sums);
+    return store_integers<T>(job, panel, NV, row0, row1 - row0, s.sums, ones);
+  }
   for_each_block<T, Ops, NV>(
       w, expand, panel, 0, w.depth_padded, kDepthBlock<Ops>, s.block,
       [&](const auto& weights, int64_t k, int64_t depth) {
         const int64_t words = k / 4 * Ops::kQuadParts;
         const int64_t steps = weights.steps(depth);
+        const bool last = k + depth == w.depth_padded;
         constexpr int rows = tile_rows<T, Ops>(false);  // the weight is no two-level one here
-        for_each_tile<rows>(job.x, row0, row1, [&](auto m, int64_t row, TileRows x) {
-          multiply_part<T, m.value>(weights, advance(x, m.value, words, 0), steps,
-                                    s.sums + (row - row0) * NV * kPanel);
-        });
         if (job.ones) multiply_part<T, 1>(weights, ones_row(job, words), steps, ones);
+        for_each_tile(job.x, row0, row1, rows, [&](int m, int64_t row, TileRows x) {
+          const int64_t at = (depth == w.depth_padded ? 0 : row - row0) * NV * kPanel;
+          int32_t* sums = s.sums + at;  // see gemm_short_groups
+          if (k == 0) begin_integers<T, Ops>(job, panel, NV, job.x.starts + row, m, sums);
+          if (last) fetch_outputs<T>(job.y, panel, NV, row, m);
+          multiply_rows<T, rows>(weights, advance(x, m, words, 0), m, steps, sums);
+          if (last) store_integers<T>(job, panel, NV, row, m, sums, ones);
+        });
       });
-  store_integers<T>(job, panel, NV, row0, row1 - row0, s.sums, ones);
 }
 
 template <class T, class Operands, int MR, int NV>
