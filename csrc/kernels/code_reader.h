@@ -40,7 +40,9 @@ class CodeReader {
   };
 
   template <int slice>
-  static constexpr int rows_per_step() { return kStep * slice_width(Bits, slice) / 32; }
+  static constexpr int rows_per_step() {
+    return kStep * slice_width(Bits, slice) / 32;
+  }
 
   // From k on, a multiple of kStep.
   CodeReader(const Weight& w, int64_t panel, int64_t k) {

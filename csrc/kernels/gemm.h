@@ -344,8 +344,8 @@ bool reads_planes(const Weight& w) {
 }
 
 template <class T, class Ops, GroupKind kGroups>
-void gemm(const ProductJob& job, Expand expand, int64_t panel0, int64_t panel1,
-          int64_t row0, int64_t row1, void* scratch) {
+void gemm(const ProductJob& job, Expand expand, int64_t panel0, int64_t panel1, int64_t row0,
+          int64_t row1, void* scratch) {
   const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
   if (reads_planes<Ops>(*job.weight)) expand = nullptr;
   constexpr int kPanels = gemm_panels_of<T>(kGroups == GroupKind::two_level);

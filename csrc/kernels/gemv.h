@@ -48,54 +48,65 @@ bool asks_ahead(const Job& job) {
   return job.codes_in == CodesIn::memory || (Ops::kFloat && job.codes_in == CodesIn::l3);
 }
 
-// f(Index<m>, Index<NV>, panel, row, TileRows) for NV panels at a time, and for each tile of x.
+// The highest tile that takes so many panels at once.
+template <class T>
+constexpr int most_gemv_rows(int panels) {
+  int most = T::kGemvRows;
+  while (panels > 1 && T::gemv_panels(most) != panels) --most;
+  return most;
+}
+
+// f(Index<NV>, panel, m, row, TileRows) for NV panels at a time, and for each tile of m rows of x.
 template <class T, class F>
 NIBBLAS_INLINE void for_each_gemv_tile(const PackedRows& x, int64_t panel0, int64_t panel1,
                                        bool one_stream, const F& f) {
-  with_rows<T::kGemvRows>(x.tile_rows, [&](auto mr) {
-    constexpr int MR = decltype(mr)::value;
-    constexpr int NV = T::gemv_panels(MR);
-    int64_t panel = panel0;
-    for (; !one_stream && panel + NV <= panel1; panel += NV) {
-      for_each_tile(x, 0, x.rows, MR, [&](int m, int64_t row, TileRows tile) {
-        with_rows<MR>(m, [&](auto r) NIBBLAS_INLINE_LAMBDA { f(r, Index<NV>{}, panel, row, tile); });
-      });
+  constexpr int kWide = T::gemv_panels(1);
+  const bool wide = !one_stream && T::gemv_panels(x.tile_rows) == kWide;
+  int64_t panel = panel0;
+  const auto advance_by = [&](auto nv) NIBBLAS_INLINE_LAMBDA {
+    for (; panel + nv.value <= panel1; panel += nv.value) {
+      for_each_tile(x, 0, x.rows, x.tile_rows,
+                    [&](int m, int64_t row, TileRows tile) { f(nv, panel, m, row, tile); });
     }
-    for (; panel < panel1; ++panel) {
-      for_each_tile(x, 0, x.rows, MR, [&](int m, int64_t row, TileRows tile) {
-        with_rows<MR>(m, [&](auto r) NIBBLAS_INLINE_LAMBDA { f(r, Index<1>{}, panel, row, tile); });
-      });
-    }
-  });
+  };
+  if (kWide > 1 && wide) advance_by(Index<kWide>{});
+  advance_by(Index<1>{});
 }
 
-template <class T, class Operands, GroupKind kGroups, int MR, int NV>
-NIBBLAS_NOINLINE void gemv_panels(const ProductJob& job, int64_t panel, int64_t row, TileRows rows,
-                                  Block groups, bool fetch) {
+// m of at most kRows rows.
+template <class T, class Operands, GroupKind kGroups, int kRows, int NV>
+NIBBLAS_NOINLINE void gemv_panels(const ProductJob& job, int64_t panel, int m, int64_t row,
+                                  TileRows rows, Block groups, bool fetch) {
   using Source = PlaneSource<T, Operands, kGroups, NV>;
   using Ops = typename Operands::Ops;
   const Weight& w = *job.weight;
   const PackedRows& x = job.x;
-  float acc[MR * NV * kPanel] = {};
+  float acc[kRows * NV * kPanel];
+  clear_sums(m, NV, acc);
   if constexpr (kGroups == GroupKind::two_level) {
-    multiply_super_blocks<T, MR>(Source(w, panel, 0, groups, fetch), rows, x.segments, acc);
-    return store_outputs<T>(job, panel, NV, row, MR, acc);
+    const Source planes(w, panel, 0, groups, fetch);
+    with_rows<kRows>(m, [&](auto mr) NIBBLAS_INLINE_LAMBDA {
+      multiply_super_blocks<T, mr.value>(planes, rows, x.segments, acc);
+    });
+    return store_outputs<T>(job, panel, NV, row, m, acc);
   }
   // Per channel there may be several segments, too, but one scale.
   const int64_t run = w.per_channel ? x.segments : kGroupsAtOnce;
   for (int64_t s = 0; s < x.segments; s += run) {
     const int64_t count = smaller(run, x.segments - s);
     const int64_t k = s * x.segment;
-    const TileRows part = advance(rows, MR, k / 4 * Ops::kQuadParts, s, x.segment_starts);
+    const TileRows part = advance(rows, m, k / 4 * Ops::kQuadParts, s, x.segment_starts);
     groups.direct = direct_groups(w, panel, w.per_channel ? 0 : s);
     const int64_t last = smaller(x.segment, w.depth_padded - (s + count - 1) * x.segment);
     if constexpr (NV == 1) prefetch_groups<T>(groups.direct, w.per_channel ? 1 : count);
     expand_groups<T, Ops, kGroups>(w, panel, NV, s, w.per_channel ? 1 : count, groups);
-    multiply_segments<T, MR>(Source(w, panel, k, groups, fetch), part, count,
-                             Source::steps(x.segment), Source::steps(last), w.per_channel ? 0 : 1,
-                             acc);
+    const Source planes(w, panel, k, groups, fetch);
+    with_rows<kRows>(m, [&](auto mr) NIBBLAS_INLINE_LAMBDA {
+      multiply_segments<T, mr.value>(planes, part, count, Source::steps(x.segment),
+                                     Source::steps(last), w.per_channel ? 0 : 1, acc);
+    });
   }
-  store_outputs<T>(job, panel, NV, row, MR, acc);
+  store_outputs<T>(job, panel, NV, row, m, acc);
 }
 
 template <class T, class Operands, GroupKind kGroups>
@@ -103,11 +114,12 @@ void gemv(const ProductJob& job, int64_t panel0, int64_t panel1, void* scratch) 
   const Block groups = carve_scratch<T>(scratch, job.x.rows).block;
   const bool one_stream = !Operands::Ops::kFloat && reads_one_stream<T>(job);
   const bool fetch = asks_ahead<typename Operands::Ops>(job);
-  for_each_gemv_tile<T>(
-      job.x, panel0, panel1, one_stream,
-      [&](auto m, auto nv, int64_t panel, int64_t row, TileRows x) {
-        gemv_panels<T, Operands, kGroups, m.value, nv.value>(job, panel, row, x, groups, fetch);
-      });
+  for_each_gemv_tile<T>(job.x, panel0, panel1, one_stream,
+                        [&](auto nv, int64_t panel, int m, int64_t row, TileRows x) {
+                          constexpr int kRows = most_gemv_rows<T>(nv.value);
+                          gemv_panels<T, Operands, kGroups, kRows, nv.value>(job, panel, m, row, x,
+                                                                             groups, fetch);
+                        });
 }
 
 // The same of a single row, with less code: one stream, but for floats, which have to wait for each
@@ -120,10 +132,10 @@ void gemv_of_one_row(const ProductJob& job, int64_t panel0, int64_t panel1, void
   const TileRows x = {job.x.words, job.x.scales, job.x.starts, job.x.sums};
   int64_t panel = panel0;
   for (; panel + NV <= panel1; panel += NV) {
-    gemv_panels<T, Operands, kGroups, 1, NV>(job, panel, 0, x, groups, fetch);
+    gemv_panels<T, Operands, kGroups, 1, NV>(job, panel, 1, 0, x, groups, fetch);
   }
   for (; panel < panel1; ++panel) {
-    gemv_panels<T, Operands, kGroups, 1, 1>(job, panel, 0, x, groups, fetch);
+    gemv_panels<T, Operands, kGroups, 1, 1>(job, panel, 1, 0, x, groups, fetch);
   }
 }
 

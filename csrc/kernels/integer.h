@@ -11,8 +11,9 @@ namespace nibblas {
 namespace {
 
 template <class T>
-NIBBLAS_NOINLINE void store_integers(const IntegerProductJob& job, int64_t panel, int panels, int64_t row0,
-                    int64_t rows, const int32_t* sums, const int32_t* ones) {
+NIBBLAS_NOINLINE void store_integers(const IntegerProductJob& job, int64_t panel, int panels,
+                                     int64_t row0, int64_t rows, const int32_t* sums,
+                                     const int32_t* ones) {
   for (int n = 0; n < panels; ++n) {
     const int64_t col = (panel + n) * kPanel;
     const int64_t count = smaller(kPanel, job.weight->cols - col);
@@ -30,8 +31,8 @@ NIBBLAS_NOINLINE void store_integers(const IntegerProductJob& job, int64_t panel
 
 // The first sums of m rows: -zb * sum(a).
 template <class T, class Ops>
-NIBBLAS_NOINLINE void begin_integers(const IntegerProductJob& job, int64_t panel, int panels, const int32_t* starts,
-                    int64_t rows, int32_t* sums) {
+NIBBLAS_NOINLINE void begin_integers(const IntegerProductJob& job, int64_t panel, int panels,
+                                     const int32_t* starts, int64_t rows, int32_t* sums) {
   for (int64_t row = 0; row < rows; ++row) {
     for (int n = 0; n < panels; ++n) {
       auto c = T::set1_i32(starts[row]);
@@ -77,24 +78,24 @@ void integer_gemm_panels(const IntegerProductJob& job, Expand expand, int64_t pa
       });
 }
 
-template <class T, class Operands, int MR, int NV>
-NIBBLAS_NOINLINE void integer_gemv_panels(const IntegerProductJob& job, int64_t panel, int64_t row,
-                                          TileRows x) {
+template <class T, class Operands, int kRows, int NV>
+NIBBLAS_NOINLINE void integer_gemv_panels(const IntegerProductJob& job, int64_t panel, int m,
+                                          int64_t row, TileRows x) {
   using Source = PlaneSource<T, Operands, GroupKind::constant, NV>;
   using Ops = typename Operands::Ops;
   const Weight& w = *job.weight;
-  int32_t sums[MR * NV * kPanel];
+  int32_t sums[kRows * NV * kPanel];
   int32_t ones[NV * kPanel] = {};
-  begin_integers<T, Ops>(job, panel, NV, job.x.starts + row, MR, sums);
+  begin_integers<T, Ops>(job, panel, NV, job.x.starts + row, m, sums);
   if (job.ones) begin_integers<T, Ops>(job, panel, NV, job.ones->starts, 1, ones);
   for (int64_t k = 0; k < w.depth_padded; k += kSegment) {  // see kHighInPlace
     const Source planes(w, panel, k, {}, asks_ahead<Ops>(job));
     const int64_t steps = Source::steps(smaller(kSegment, w.depth_padded - k));
     const int64_t words = k / 4 * Ops::kQuadParts;
-    multiply_part<T, MR>(planes, advance(x, MR, words, 0), steps, sums);
+    multiply_rows<T, kRows>(planes, advance(x, m, words, 0), m, steps, sums);
     if (job.ones) multiply_part<T, 1>(planes, ones_row(job, words), steps, ones);
   }
-  store_integers<T>(job, panel, NV, row, MR, sums, ones);
+  store_integers<T>(job, panel, NV, row, m, sums, ones);
 }
 
 template <class T, class Operands>
@@ -102,19 +103,19 @@ void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t pa
                         int64_t row1, void* scratch) {
   if constexpr (straight(Operands::kBits, GroupKind::constant)) {
     if (takes_planes<T, Operands>(*job.weight, job.x.rows)) {
-      return for_each_gemv_tile<T>(
-          job.x, panel0, panel1, reads_one_stream<T>(job),
-          [&](auto m, auto nv, int64_t panel, int64_t row, TileRows x) {
-            integer_gemv_panels<T, Operands, m.value, nv.value>(job, panel, row, x);
-          });
+      return for_each_gemv_tile<T>(job.x, panel0, panel1, reads_one_stream<T>(job),
+                                   [&](auto nv, int64_t panel, int m, int64_t row, TileRows x) {
+                                     constexpr int kRows = most_gemv_rows<T>(nv.value);
+                                     integer_gemv_panels<T, Operands, kRows, nv.value>(job, panel,
+                                                                                       m, row, x);
+                                   });
     }
   }
   // A single row of 1 to 3 bits comes here, too, though its tile is gemv's: packed it is the same.
   using ManyRows = typename Operands::ManyRows;
   using Ops = typename ManyRows::Ops;
   const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
-  const Expand expand =
-      reads_planes<Ops>(*job.weight) ? nullptr : expand_codes<T, ManyRows, false>;
+  const Expand expand = reads_planes<Ops>(*job.weight) ? nullptr : expand_codes<T, ManyRows, false>;
   for_each_panels<T::kGemmPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
     integer_gemm_panels<T, Ops, nv.value>(job, expand, panel, row0, row1, s);
   });

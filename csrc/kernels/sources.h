@@ -18,7 +18,8 @@ template <class Ops>
 GroupKind group_kind(const Weight& w) {
   if (w.two_level && !Ops::kFloat) return GroupKind::two_level;
   return w.zero_points ? GroupKind::zero_points
-                       : has_mins(w) ? GroupKind::mins : GroupKind::constant;
+         : has_mins(w) ? GroupKind::mins
+                       : GroupKind::constant;
 }
 
 // Pairs of groups of a super-block, whose sums of x and whose factors are summed two by two.
@@ -141,9 +142,8 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   static constexpr bool kFetchesRows = false;
   // Of 4 bits, high halves of bytes may be operands 16 times as large, where sums of their own take
   // them: no shift, and the sums, of a segment at most, stay below 32768 * 240 * 128 < 2^31.
-  static constexpr bool kHighInPlace = Operands::kBits == 4 && !Operands::kLookup &&
-                                       Ops::kSplits && Ops::kPlaneIsOperand &&
-                                       kGroups != GroupKind::two_level;
+  static constexpr bool kHighInPlace = Operands::kBits == 4 && !Operands::kLookup && Ops::kSplits &&
+                                       Ops::kPlaneIsOperand && kGroups != GroupKind::two_level;
 
   Operands operands;
   Reader reader;
@@ -152,8 +152,12 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   int64_t left;  // steps to the panels' end
 
   PlaneSource(const Weight& w, int64_t first, int64_t k, const Block& groups, bool fetch)
-      : GroupSource<T, Ops, kGroups, NV>(w, groups), operands(w), reader(w, first, k),
-        panel(first), fetches(fetch), left(steps(w.depth_padded - k)) {}
+      : GroupSource<T, Ops, kGroups, NV>(w, groups),
+        operands(w),
+        reader(w, first, k),
+        panel(first),
+        fetches(fetch),
+        left(steps(w.depth_padded - k)) {}
 
   // The small planes are too slow streams for the hardware's prefetchers.
   NIBBLAS_INLINE void begin_super(int64_t s) const {
@@ -256,13 +260,13 @@ struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
 
   BlockSource(const Weight& w, const Block& b) : GroupSource<T, Ops, kGroups, NV>(w, b) {}
 
-  static int64_t steps(int64_t depth) {
-    return depth / 4 * Ops::kQuadParts / Ops::kQuads / kParts;
-  }
+  static int64_t steps(int64_t depth) { return depth / 4 * Ops::kQuadParts / Ops::kQuads / kParts; }
   int64_t most_steps() const { return Ops::most_steps(this->weight.top_operand); }
   using Raw = const uint8_t*;
   template <int>
-  NIBBLAS_INLINE Raw load(int n) const { return this->block.rows + n * kOperandBytes<Ops>; }
+  NIBBLAS_INLINE Raw load(int n) const {
+    return this->block.rows + n * kOperandBytes<Ops>;
+  }
   template <int part, int MR, bool>
   NIBBLAS_INLINE typename Ops::W operand(int, Raw raw) const {
     return Ops::load_w(raw + part * NV * kOperandBytes<Ops>);

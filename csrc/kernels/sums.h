@@ -26,14 +26,15 @@ constexpr int sum_rows(int rows) {
 // they need no shift: see kHighInPlace.
 template <class T, int MR, class Source>
 constexpr bool kSplit = Source::Ops::kSplits && Source::kParts > 1 &&
-                        4 * MR * Source::kPanels <= T::kRegisters &&
-                        MR * Source::kPanels < (Source::kHighInPlace ? 5 : 4);
+                        4 * MR* Source::kPanels <= T::kRegisters&& MR* Source::kPanels <
+                            (Source::kHighInPlace ? 5 : 4);
 
 // acc += the products of operand `part` of a step, with the step's words of x.
 template <class T, int MR, int part, class Source, int R>
-NIBBLAS_INLINE void multiply_part_of_step(
-    const Source& w, const typename Source::Raw (&raw)[Source::kPanels], const int32_t* x,
-    typename Source::Ops::Acc (&acc)[R][Source::kPanels]) {
+NIBBLAS_INLINE void multiply_part_of_step(const Source& w,
+                                          const typename Source::Raw (&raw)[Source::kPanels],
+                                          const int32_t* x,
+                                          typename Source::Ops::Acc (&acc)[R][Source::kPanels]) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
   const auto column = Ops::template load_column<MR>(x + part * MR * Ops::kQuads);
@@ -61,8 +62,7 @@ NIBBLAS_INLINE void multiply_part_of_step(
   }
   // Where registers are few, GCC would add up products of several parts first and spill sums.
   if constexpr (T::kPinsSums && !Ops::kFloat) {
-    for_tile<MR, NV>(
-        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { T::hide(acc[m.value][n.value]); });
+    for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { T::hide(acc[m.value][n.value]); });
     NIBBLAS_MEMORY_BARRIER();  // or it would load all of x first
   }
 }
@@ -74,9 +74,8 @@ NIBBLAS_INLINE void for_steps(Source& w, const int32_t*& x, int64_t steps, const
   do {
     if constexpr (Source::kFetchesRows) {
       constexpr int line = kRowBytes / 4;
-      unroll<(words + line - 1) / line>([&](auto i) NIBBLAS_INLINE_LAMBDA {
-        T::prefetch_l2(x + w.rows_ahead + i.value * line);
-      });
+      unroll<(words + line - 1) / line>(
+          [&](auto i) NIBBLAS_INLINE_LAMBDA { T::prefetch_l2(x + w.rows_ahead + i.value * line); });
     }
     typename Source::Raw raw[Source::kPanels];
     unroll<Source::kPanels>(
@@ -96,8 +95,8 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
   constexpr bool split = kSplit<T, MR, Source>;
   typename Ops::Acc odd[split ? MR : 1][split ? NV : 1];
   if constexpr (split) {
-    for_tile<MR, NV>(
-        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { odd[m.value][n.value] = T::zero_i32(); });
+    for_tile<MR, NV>([&](auto m, auto n)
+                         NIBBLAS_INLINE_LAMBDA { odd[m.value][n.value] = T::zero_i32(); });
   }
   for_steps<T, MR>(w, x, steps, [&](const auto& raw, const int32_t* words) NIBBLAS_INLINE_LAMBDA {
     unroll<Source::kParts>([&](auto part) NIBBLAS_INLINE_LAMBDA {
@@ -123,8 +122,8 @@ NIBBLAS_INLINE void sum_from_zero(Source& w, const int32_t*& x, int64_t steps,
                                   typename Source::Ops::Acc (&acc)[R][Source::kPanels]) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
-  for_tile<R, NV>(
-      [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { acc[m.value][n.value] = Ops::empty(); });
+  for_tile<R, NV>([&](auto m, auto n)
+                      NIBBLAS_INLINE_LAMBDA { acc[m.value][n.value] = Ops::empty(); });
   multiply_steps<T, MR>(w, x, steps, acc);
   if constexpr (Ops::kPairsRows) {
     for_tile<R / 2, NV>([&](auto i, auto n) NIBBLAS_INLINE_LAMBDA {
@@ -139,26 +138,24 @@ template <class T, int MR, class Source, class Add>
 NIBBLAS_INLINE void sum_narrow(Source& w, const int32_t*& x, int64_t steps, const Add& add) {
   using Acc = typename Source::Ops::Acc;
   constexpr int NV = Source::kPanels;
-  const auto empty = [](Acc (&acc)[MR][NV]) NIBBLAS_INLINE_LAMBDA {
-    for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
-      acc[m.value][n.value] = Source::Ops::empty();
-    });
+  const auto empty = [](Acc(&acc)[MR][NV]) NIBBLAS_INLINE_LAMBDA {
+    for_tile<MR, NV>([&](auto m, auto n)
+                         NIBBLAS_INLINE_LAMBDA { acc[m.value][n.value] = Source::Ops::empty(); });
   };
   constexpr int run = Source::kRun;
   if constexpr (run < Source::kParts) {
     bool first = true;
-    for_steps<T, MR>(
-        w, x, steps, [&](const auto& raw, const int32_t* words) NIBBLAS_INLINE_LAMBDA {
-          unroll<Source::kParts / run>([&](auto r) NIBBLAS_INLINE_LAMBDA {
-            Acc acc[MR][NV];
-            empty(acc);
-            unroll<run>([&](auto i) NIBBLAS_INLINE_LAMBDA {
-              multiply_part_of_step<T, MR, r.value * run + i.value>(w, raw, words, acc);
-            });
-            add(acc, first);
-            first = false;
-          });
+    for_steps<T, MR>(w, x, steps, [&](const auto& raw, const int32_t* words) NIBBLAS_INLINE_LAMBDA {
+      unroll<Source::kParts / run>([&](auto r) NIBBLAS_INLINE_LAMBDA {
+        Acc acc[MR][NV];
+        empty(acc);
+        unroll<run>([&](auto i) NIBBLAS_INLINE_LAMBDA {
+          multiply_part_of_step<T, MR, r.value * run + i.value>(w, raw, words, acc);
         });
+        add(acc, first);
+        first = false;
+      });
+    });
     return;
   }
   const int64_t limit = w.most_steps();
@@ -198,8 +195,8 @@ NIBBLAS_INLINE void sum_steps(Source& w, const int32_t*& x, int64_t steps, const
       c[m.value][n.value] = T::add_i32(acc[m.value][n.value], initial(m, n));
     });
   } else {
-    for_tile<MR, NV>(
-        [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { c[m.value][n.value] = initial(m, n); });
+    for_tile<MR, NV>([&](auto m, auto n)
+                         NIBBLAS_INLINE_LAMBDA { c[m.value][n.value] = initial(m, n); });
     multiply_steps<T, MR>(w, x, steps, c);
   }
 }

@@ -24,11 +24,13 @@ NIBBLAS_INLINE void fetch_rows_ahead(Source& w, const TileRows& x) {
 // Whole segments: acc [MR][NV][16] gets each segment's sums combined, in ascending order.
 // `scale_step` is 0 where all segments share the scales of group 0, else 1.
 template <class T, int MR, class Source>
-NIBBLAS_NOINLINE void multiply_segments(Source w, TileRows x, int64_t segments, int64_t steps,
-                                        int64_t last_steps, int64_t scale_step, float* acc) {
+NIBBLAS_NOINLINE void multiply_segments(const Source& weights, TileRows x, int64_t segments,
+                                        int64_t steps, int64_t last_steps, int64_t scale_step,
+                                        float* acc) {
   using Ops = typename Source::Ops;
   using F32 = typename T::F32;
   constexpr int NV = Source::kPanels;
+  Source w = weights;
   fetch_rows_ahead(w, x);
   // Running sums stay in registers beside the segment's own sums, the NV operands and two more
   // where that many are there, else they live in L1: one load and one store a segment.
@@ -100,9 +102,7 @@ struct Sums<T, MR, NV, false> {
   int32_t* values;
   void place(int32_t* memory) { values = memory; }
   typename T::I32 get(int m, int n) const { return T::load_i32(values + (m * NV + n) * kPanel); }
-  void set(int m, int n, typename T::I32 sum) {
-    T::store_i32(values + (m * NV + n) * kPanel, sum);
-  }
+  void set(int m, int n, typename T::I32 sum) { T::store_i32(values + (m * NV + n) * kPanel, sum); }
 };
 
 // What the sums of x add to a super-block: the sum of pair * start.
@@ -111,8 +111,8 @@ NIBBLAS_INLINE void sum_offsets(const Source& w, const int32_t*& starts, int64_t
                                 int64_t pairs, Sums& sums) {
   constexpr int NV = Source::kPanels;
   typename T::I32 offsets[MR][NV];
-  for_tile<MR, NV>(
-      [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { offsets[m.value][n.value] = T::zero_i32(); });
+  for_tile<MR, NV>([&](auto m, auto n)
+                       NIBBLAS_INLINE_LAMBDA { offsets[m.value][n.value] = T::zero_i32(); });
   for (int64_t p = first; p < first + pairs; ++p, starts += MR) {
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
       const auto pair = w.pair(n.value, p);
@@ -129,15 +129,17 @@ NIBBLAS_INLINE void sum_offsets(const Source& w, const int32_t*& starts, int64_t
 
 // Super-blocks of a two-level scheme: C = sum of factor * c over the groups stays an integer.
 template <class T, int MR, class Source>
-NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers, float* acc) {
+NIBBLAS_NOINLINE void multiply_super_blocks(const Source& weights, TileRows x, int64_t supers,
+                                            float* acc) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
   // Totals, offsets and a group's own sums, the NV operands and two more.
   constexpr bool in_registers = 3 * MR * NV + NV + 2 <= T::kRegisters;
-  const int64_t groups = kSuperBlock / w.weight.group;
-  const int64_t pairs = pairs_per_super(w.weight);
-  const int64_t steps = Source::steps(w.weight.group);
-  const bool mins = w.weight.super_mins != nullptr;
+  const int64_t groups = kSuperBlock / weights.weight.group;
+  const int64_t pairs = pairs_per_super(weights.weight);
+  const int64_t steps = Source::steps(weights.weight.group);
+  const bool mins = weights.weight.super_mins != nullptr;
+  Source w = weights;
   fetch_rows_ahead(w, x);
   int32_t memory[in_registers ? 1 : 2 * MR * NV * kPanel];
   for (int64_t s = 0; s < supers; ++s) {
@@ -203,9 +205,11 @@ NIBBLAS_NOINLINE void multiply_super_blocks(Source w, TileRows x, int64_t supers
 
 // A part of one segment: sums [MR][NV][16] of int32 or float go on.
 template <class T, int MR, class Source>
-NIBBLAS_NOINLINE void multiply_part(Source w, TileRows x, int64_t steps, int32_t* sums) {
+NIBBLAS_NOINLINE void multiply_part(const Source& weights, TileRows x, int64_t steps,
+                                    int32_t* sums) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
+  Source w = weights;
   fetch_rows_ahead(w, x);
   typename Ops::Sum c[MR][NV];
   const auto initial = [&](auto m, auto n) NIBBLAS_INLINE_LAMBDA {
