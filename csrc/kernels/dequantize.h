@@ -77,27 +77,39 @@ inline void load_factors(const Weight& w, int64_t panel, int64_t k, int64_t coun
 template <class T, FloatType kType, bool kLookup, int kVectors>
 void dequantize_run(const Weight& w, const RunFactors& f, const uint8_t* codes, int n,
                     int64_t count, char* to) {
+  struct Factors {
+    typename T::F32 zero, scale, min;
+  };
   const auto table = T::float_table(w.values);
   const bool finite = f.finite;
   const int shift = f.shift;
-  for (int64_t k = 0; k < count; k += kVectors * kPanel) {
+  const auto factors_at = [=, &f](int64_t k) NIBBLAS_INLINE_LAMBDA {
     const int64_t at = (k >> shift) * kPanel + n;
-    const auto zero = T::set1(f.zeros[at]);
-    const auto scale = T::set1(f.scales[at]);
-    const auto min = T::set1(f.mins[at]);
-    unroll<kVectors>([&](auto v) NIBBLAS_INLINE_LAMBDA {
-      const int64_t i = k + v.value * kPanel;
-      const auto code = T::load_u8(codes + i);
-      auto value = T::zero_f32();
-      if constexpr (kLookup) {
-        value = T::lookup_f32(table, code);
-      } else {
-        value = T::from_bits(T::or_i32(code, T::set1_i32(kFloatBits)));
-      }
-      value = T::fma(T::sub(value, zero), scale, min);
-      if (!finite) value = canonical_nan<T>(value);
-      store_floats<T>(to + i * float_bytes(kType), kType, value);
-    });
+    return Factors{T::set1(f.zeros[at]), T::set1(f.scales[at]), T::set1(f.mins[at])};
+  };
+  const auto value_at = [=](int64_t k, const Factors& g) NIBBLAS_INLINE_LAMBDA {
+    const auto code = T::load_u8(codes + k);
+    auto value = T::zero_f32();
+    if constexpr (kLookup) {
+      value = T::lookup_f32(table, code);
+    } else {
+      value = T::from_bits(T::or_i32(code, T::set1_i32(kFloatBits)));
+    }
+    value = T::fma(T::sub(value, g.zero), g.scale, g.min);
+    return finite ? value : canonical_nan<T>(value);
+  };
+  constexpr bool pairs = kType == FloatType::bfloat16 && T::kPairsBfloat16;
+  for (int64_t k = 0; k < count; k += (pairs ? 2 : kVectors) * kPanel) {
+    const Factors first = factors_at(k);
+    if constexpr (pairs) {
+      const Factors second = kVectors == 2 ? first : factors_at(k + kPanel);
+      T::store_bfloat16(to + k * 2, value_at(k, first), value_at(k + kPanel, second));
+    } else {
+      unroll<kVectors>([&](auto v) NIBBLAS_INLINE_LAMBDA {
+        const int64_t i = k + v.value * kPanel;
+        store_floats<T>(to + i * float_bytes(kType), kType, value_at(i, first));
+      });
+    }
   }
 }
 

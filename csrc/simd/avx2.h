@@ -247,6 +247,7 @@ struct Avx2 {
   };
   using ByteTable = __m256i;
   static constexpr bool kLooksUpFloats = false;  // vpermps has one port, vcvtdq2ps has two
+  static constexpr bool kPairsBfloat16 = false;  // see avx512.h
   static ByteTable byte_table(const uint8_t* p) {
     return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
   }

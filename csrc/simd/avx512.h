@@ -35,8 +35,8 @@ struct Avx512 {
   static constexpr int kTwoLevelPanels = 2;
   static constexpr bool kPinsSums = true;  // see multiply_steps
   static constexpr int kGemvRows = 4;
-  static constexpr int kStreamRows = 2;    // see reads_one_stream
-  static constexpr int kStraightRows = 32;  // see straight_rows
+  static constexpr int kStreamRows = 2;             // see reads_one_stream
+  static constexpr int kStraightRows = 32;          // see straight_rows
   static constexpr bool kSingleRowStraight = true;  // see product.h
   // Expanding 4 bits pays from 25 rows on (24 rows 1.01 of the time, 32 rows 0.97), others from 13
   // on (q6_k 16 rows 0.95, q5_k 24 rows 0.89).
@@ -85,11 +85,17 @@ struct Avx512 {
   static I32 max_i32(I32 a, I32 b) { return _mm512_max_epi32(a, b); }
   static I32 min_i32(I32 a, I32 b) { return _mm512_min_epi32(a, b); }
   template <int n>
-  static I32 shl(I32 a) { return _mm512_slli_epi32(a, n); }
+  static I32 shl(I32 a) {
+    return _mm512_slli_epi32(a, n);
+  }
   template <int n>
-  static I32 shr(I32 a) { return _mm512_srli_epi32(a, n); }
+  static I32 shr(I32 a) {
+    return _mm512_srli_epi32(a, n);
+  }
   template <int n>
-  static I32 sar(I32 a) { return _mm512_srai_epi32(a, n); }
+  static I32 sar(I32 a) {
+    return _mm512_srai_epi32(a, n);
+  }
   static I32 select_i32(Mask m, I32 yes, I32 no) { return _mm512_mask_blend_epi32(m, no, yes); }
   static Mask lt_i32(I32 a, I32 b) { return _mm512_cmplt_epi32_mask(a, b); }
   static F32 to_f32(I32 a) { return _mm512_cvtepi32_ps(a); }
@@ -115,6 +121,20 @@ struct Avx512 {
   }
   static void store_f16(void* p, F32 a) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+  }
+  // 32 bfloat16 values, rounded to nearest even; NaN must already be canonical.
+  static constexpr bool kPairsBfloat16 = true;
+  static void store_bfloat16(void* p, F32 a, F32 b) {
+    const auto rounded = [](I32 bits) {
+      const I32 sum = add_i32(bits, set1_i32(0x7fff));
+      const Mask odd = _mm512_test_epi32_mask(bits, set1_i32(0x10000));
+      return _mm512_mask_add_epi32(sum, odd, sum, set1_i32(1));
+    };
+    alignas(64) static constexpr uint16_t kHighHalves[32] = {
+        1,  3,  5,  7,  9,  11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
+        33, 35, 37, 39, 41, 43, 45, 47, 49, 51, 53, 55, 57, 59, 61, 63};
+    const I32 halves = _mm512_load_si512(kHighHalves);
+    _mm512_storeu_si512(p, _mm512_permutex2var_epi16(rounded(bits(a)), halves, rounded(bits(b))));
   }
   // Past the caches, to a multiple of 64; `drain` before another thread may read it.
   static void stream(void* p, I32 a) { _mm512_stream_si512(static_cast<__m512i*>(p), a); }
@@ -186,7 +206,9 @@ struct Avx512 {
   }
 
   template <int MR>
-  static NIBBLAS_INLINE const int32_t* load_column(const int32_t* p) { return p; }
+  static NIBBLAS_INLINE const int32_t* load_column(const int32_t* p) {
+    return p;
+  }
   template <int m>
   static NIBBLAS_INLINE F32 lane_of(const int32_t* column) {
     return from_bits(set1_i32(column[m]));
@@ -204,9 +226,7 @@ struct Avx512 {
     static constexpr bool kNarrow = true;
     static constexpr int64_t most_steps(int top) { return 32767 / (2 * 128 * top); }
     static X load_x(const int32_t* p) { return _mm512_set1_epi32(*p); }
-    static Acc step(Acc acc, W w, X x) {
-      return _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, x));
-    }
+    static Acc step(Acc acc, W w, X x) { return _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, x)); }
     static I32 widen(Acc acc) { return _mm512_madd_epi16(acc, _mm512_set1_epi16(1)); }
     static I32 as_factor(I32 factor) {  // in both halves
       return or_i32(and_i32(factor, set1_i32(0xffff)), shl<16>(factor));

@@ -323,6 +323,7 @@ struct NeonRegisters {
   using ByteTable = uint8x16_t;
   using FloatTable = uint8x16x4_t;
   static constexpr bool kLooksUpFloats = false;  // tbl of four registers takes as many cycles
+  static constexpr bool kPairsBfloat16 = false;  // see avx512.h
   static ByteTable byte_table(const uint8_t* p) { return vld1q_u8(p); }
   static FloatTable float_table(const float* p) {
     const I32 v = load_i32(p);

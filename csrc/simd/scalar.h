@@ -250,6 +250,7 @@ struct Scalar {
     float v[16];
   };
   static constexpr bool kLooksUpFloats = false;  // 4-bit codes: no faster than converting
+  static constexpr bool kPairsBfloat16 = false;  // see avx512.h
   // 16 values of 16 bits, and 32 of them by codes of bytes.
   struct HalfTable {
     uint16_t v[16];
