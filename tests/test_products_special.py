@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import nibblas
-from nibblas import numerics
+from nibblas import numerics, schemes
 
 from .cases import (
     BFLOAT16,
@@ -231,6 +231,24 @@ np.save({str(tmp_path / "y.npy")!r}, y[0])
 
 # A segment is 65,536 codes, and 65,536 * 127 * 255 = 2,122,383,360 < 2^31: the largest sum there
 # is. One more code than a segment, and one less; three segments; and a round number.
+@pytest.mark.emulated
+@pytest.mark.parametrize("scheme", ["int8", "uint8"])
+@pytest.mark.parametrize("group", [None, 16, 32])
+def test_every_activation_code_with_the_ends_of_the_weight_codes(scheme, group, target):
+    """One row, whose sums in 16 bits must hold: its first value makes the others its codes."""
+    depth = 256
+    low, high = schemes.SCHEMES[scheme].code_min, schemes.SCHEMES[scheme].code_max
+    codes = np.full((17, depth), high, schemes.SCHEMES[scheme].code_dtype)
+    codes[::2] = low
+    codes[5, ::3] = low
+    scales = np.ones((17, depth // group if group else 1), np.float32)
+    w = nibblas.pack(codes, scales, scheme=scheme, group_size=group)
+    for code in range(-127, 128):
+        x = np.full((1, depth), code, np.float32)
+        x[0, :: group or depth] = 127
+        assert np.array_equal(nibblas.linear(x, w), x @ codes.T.astype(np.float32)), code
+
+
 @pytest.mark.parametrize("depth", [65_535, 65_536, 65_537, 70_000, 131_072, 131_073])
 def test_deep_rows_without_groups(depth, rng, target):
     for variant, codes in (

@@ -122,16 +122,18 @@ void gemv(const ProductJob& job, int64_t panel0, int64_t panel1, void* scratch) 
                         });
 }
 
-// The same of a single row, with less code: one stream, but for floats, which have to wait for each
-// addition.
+// The same of a single row, with less code: integers of few bits always take one stream; floats,
+// which have to wait for each addition, never do.
 template <class T, class Operands, GroupKind kGroups>
 void gemv_of_one_row(const ProductJob& job, int64_t panel0, int64_t panel1, void* scratch) {
-  constexpr int NV = Operands::Ops::kFloat ? T::gemv_panels(1) : 1;
+  using Ops = typename Operands::Ops;
+  constexpr int NV = Ops::kFloat || Ops::kHalvesX ? T::gemv_panels(1) : 1;
   const Block groups = carve_scratch<T>(scratch, 1).block;
-  const bool fetch = asks_ahead<typename Operands::Ops>(job);
+  const bool one_stream = !Ops::kFloat && reads_one_stream<T>(job);
+  const bool fetch = asks_ahead<Ops>(job);
   const TileRows x = {job.x.words, job.x.scales, job.x.starts, job.x.sums};
   int64_t panel = panel0;
-  for (; panel + NV <= panel1; panel += NV) {
+  for (; !one_stream && panel + NV <= panel1; panel += NV) {
     gemv_panels<T, Operands, kGroups, 1, NV>(job, panel, 1, 0, x, groups, fetch);
   }
   for (; panel < panel1; ++panel) {

@@ -60,6 +60,7 @@ template <class T, int Bits, class Dot = typename T::template DotFor<(1 << Bits)
 struct IntCodes {
   using Ops = IntOps<T, Dot>;
   using ManyRows = IntCodes<T, Bits, typename Dot::ManyRows>;
+  using OneRow = IntCodes<T, Bits, typename Dot::OneRow>;
   static constexpr int kBits = Bits;
   static constexpr bool kLookup = false;
   explicit IntCodes(const Weight&) {}
@@ -75,6 +76,7 @@ struct IntLookup {
   using Dot = Dot_;
   using Ops = IntOps<T, Dot>;
   using ManyRows = IntLookup<T, typename Dot::ManyRows>;
+  using OneRow = IntLookup<T, typename Dot::OneRow>;
   static constexpr int kBits = 4;
   static constexpr bool kLookup = true;
   typename T::ByteTable table;
@@ -90,6 +92,7 @@ template <class T>
 struct FloatLookup {
   using Ops = FloatOps<T>;
   using ManyRows = FloatLookup<T>;
+  using OneRow = FloatLookup<T>;
   static constexpr int kBits = 4;
   static constexpr bool kLookup = true;
   typename T::FloatTable table;
@@ -107,6 +110,7 @@ template <class T, int Bits>
 struct FloatCodes {
   using Ops = FloatOps<T>;
   using ManyRows = FloatCodes<T, Bits>;
+  using OneRow = FloatCodes<T, Bits>;
   static constexpr int kBits = Bits;
   static constexpr bool kLookup = false;
   static constexpr int kMask = (1 << Bits) - 1;
@@ -149,6 +153,7 @@ template <class T>
 struct FloatNibbles {
   using Ops = FloatOps<T>;
   using ManyRows = FloatNibbles<T>;
+  using OneRow = FloatNibbles<T>;
   static constexpr int kBits = 4;
   static constexpr bool kLookup = false;
   FloatLookup<T> lookup;
@@ -193,6 +198,13 @@ template <class T>
 constexpr int operand_bias(const Weight& w) {
   return w.top_operand <= kSmallOperand ? T::template DotFor<kSmallOperand>::kBias
                                         : T::template DotFor<255>::kBias;
+}
+
+// Whether a product with scales of so many rows takes halves.
+template <class T>
+bool takes_halves(const Weight& w, int64_t rows) {
+  return T::template DotFor<255>::OneRow::kHalvesX && w.top_operand > kSmallOperand && rows == 1 &&
+         !w.two_level;
 }
 
 // f(Use<...>{}) with what a product with this weight multiplies.

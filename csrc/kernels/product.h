@@ -76,6 +76,11 @@ template <class T, class Operands, GroupKind kGroups>
 void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t row0, int64_t row1,
                 void* scratch) {
   if (takes_planes<T, Operands>(*job.weight, job.x.rows)) {
+    if constexpr (Operands::OneRow::Ops::kHalvesX && kGroups != GroupKind::two_level) {
+      if (takes_halves<T>(*job.weight, job.x.rows)) {
+        return gemv_of_one_row<T, typename Operands::OneRow, kGroups>(job, panel0, panel1, scratch);
+      }
+    }
     if constexpr (straight(Operands::kBits, kGroups)) {
       return gemv<T, Operands, kGroups>(job, panel0, panel1, scratch);
     } else if constexpr (single_row_straight<T, typename Operands::Ops>(Operands::kBits, kGroups)) {

@@ -109,6 +109,22 @@ void interleave_rows(const int8_t* codes, int64_t padded, int32_t* words) {
   }
 }
 
+// Codes of one row to words [depth / 4][2]: the halves of four codes, see HalvesDot. Byte by byte
+// h = (v ^ 8) - 8 gives the low four bits v their sign; the high ones add what that takes away.
+inline void split_row(const int8_t* codes, int64_t padded, int32_t* words) {
+  const auto with_sign = [](uint32_t bytes) {  // of bytes + 8, at most 16
+    return static_cast<int32_t>(((bytes | 0x80808080u) - 0x08080808u) ^ 0x80808080u);
+  };
+  for (int64_t k = 0; k < padded; k += 4, words += 2) {
+    uint32_t word;
+    memcpy(&word, codes + k, 4);
+    const uint32_t low = (word & 0x0f0f0f0fu) ^ 0x08080808u;
+    const uint32_t high = (word >> 4 & 0x0f0f0f0fu) ^ 0x08080808u;
+    words[0] = with_sign(low);
+    words[1] = with_sign(high + (word >> 3 & 0x01010101u));
+  }
+}
+
 constexpr int kMostTileRows = 6;  // of words: see kGemmRows
 
 // A column of x words per operand: narrow targets take int16 pairs where codes are large.
@@ -196,6 +212,7 @@ void pack_quantized_rows(const RowsJob& job, int64_t row0, void* scratch) {
       done(s, whole, sum_codes<T>(row + k, smaller(out.segment, w.depth_padded - k)));
     }
   }
+  if (takes_halves<T>(w, out.rows)) return split_row(codes, w.depth_padded, out.words);
   Order::put(w, codes, m, count, out.words + row0 * out.row_words);
 }
 

@@ -211,7 +211,12 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
     } else if constexpr (MR > 2) {
       if (fetches) reader.prefetch(n, kPrefetchSlowBytes);
     }
-    return reader.load(n);
+    auto rows = reader.load(n);
+    // Or GCC would load them again for the second part.
+    if constexpr (Ops::kHalvesX) {
+      for (auto& row : rows.row) T::hide(row);
+    }
+    return rows;
   }
   template <int part, int MR, bool in_place>
   NIBBLAS_INLINE typename Ops::W operand(int n, const Raw& raw) const {

@@ -56,12 +56,13 @@ NIBBLAS_INLINE void multiply_part_of_step(const Source& w,
     unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
       const auto xm = Ops::template row<m.value, MR>(column);
       unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-        acc[m.value][n.value] = Ops::step(acc[m.value][n.value], operand[n.value], xm);
+        acc[m.value][n.value] =
+            Ops::template step_part<part>(acc[m.value][n.value], operand[n.value], xm);
       });
     });
   }
   // Where registers are few, GCC would add up products of several parts first and spill sums.
-  if constexpr (T::kPinsSums && !Ops::kFloat) {
+  if constexpr (T::kPinsSums && !Ops::kFloat && !Ops::kHalvesX) {
     for_tile<MR, NV>([&](auto m, auto n) NIBBLAS_INLINE_LAMBDA { T::hide(acc[m.value][n.value]); });
     NIBBLAS_MEMORY_BARRIER();  // or it would load all of x first
   }

@@ -12,6 +12,7 @@ namespace {
 template <class Dot>
 struct DotDefaults {
   using ManyRows = Dot;                 // how codes that are expanded first are multiplied
+  using OneRow = Dot;                   // how a single row of x is, with scales
   static constexpr int kQuads = 1;      // quads of codes that make an operand: 1, or 2 by `join`
   static constexpr int kQuadParts = 1;  // operands that a quad of codes gives
   static constexpr int kBias = 0;       // operands are less than the codes by this much
@@ -19,11 +20,16 @@ struct DotDefaults {
   // Whether two rows share their sums, up to `part_rows`, and a step takes half an operand.
   static constexpr bool kPairsRows = false;
   static constexpr bool kWideX = false;  // whether x words hold two int16 instead of four int8
+  static constexpr bool kHalvesX = false;  // or halves of them: see HalvesDot in avx2.h
   // Whether Acc is another type than the sum, from `empty` on to `widen`, after most_steps(greatest
   // operand) steps at most.
   static constexpr bool kNarrow = false;
   static constexpr bool kSplits = false;  // whether small tiles have too few sums: multiply_steps
   static constexpr bool kPlaneIsOperand = false;  // a row of 8-bit codes as it stands
+
+  // A step with operand `part` of a quad.
+  template <int part, class Acc, class W, class X>
+  static NIBBLAS_INLINE Acc step_part(Acc acc, W w, X x) { return Dot::step(acc, w, x); }
 
   // The words of x that the MR rows of a tile multiply an operand with, and that of row m.
   template <int MR>
