@@ -118,6 +118,14 @@ constexpr int kSupersAhead = 2;  // measured: 1 and 4 are 2 and 4 % slower
 constexpr int64_t kPrefetchBytes = 2048;
 constexpr int64_t kPrefetchSlowBytes = 1024;
 
+// Ahead of one stream of 4 to 6 bits through panels of so many bytes, from T::kFarRows on: where
+// arithmetic takes about as long as reading. (4,096 to 11,008 deep: held to AVX2 1 and 2 rows of
+// int4 per channel 0.67 of the time, in groups of 32 0.82 to 0.98, q4_k 0.86; 2 rows on avx512 0.65
+// to 0.86, on avx512vnni 0.83 to 0.95. Shorter panels take up to 1.28, less arithmetic up to 1.4.
+// 2,048 ahead took 1.07 to 1.66, 16,384 a bit more than 8,192.)
+constexpr int64_t kPrefetchFarBytes = 8192;
+constexpr int64_t kLongPanelBytes = 32768;
+
 // Parts of a step that narrow sums hold for sure: all, or a half or a fourth of them ... (Of a
 // codebook only the weight knows: see takes_planes.)
 template <class Operands>
@@ -140,6 +148,7 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   static constexpr int kRun = narrow_run<Operands>(kParts);
   static constexpr GroupKind kKind = kGroups;
   static constexpr bool kFetchesRows = false;
+  static constexpr bool kFar = Operands::kBits >= 4 && Operands::kBits < 8;
   // Of 4 bits, high halves of bytes may be operands 16 times as large, where sums of their own take
   // them: no shift, and the sums, of a segment at most, stay below 32768 * 240 * 128 < 2^31.
   static constexpr bool kHighInPlace = Operands::kBits == 4 && !Operands::kLookup && Ops::kSplits &&
@@ -149,6 +158,7 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   Reader reader;
   int64_t panel;
   bool fetches;  // whether to ask for codes ahead
+  bool far;      // whether far
   int64_t left;  // steps to the panels' end
 
   PlaneSource(const Weight& w, int64_t first, int64_t k, const Block& groups, bool fetch)
@@ -157,6 +167,7 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
         reader(w, first, k),
         panel(first),
         fetches(fetch),
+        far(fetch && w.depth_padded * 2 * Operands::kBits >= kLongPanelBytes),
         left(steps(w.depth_padded - k)) {}
 
   // The small planes are too slow streams for the hardware's prefetchers.
@@ -208,8 +219,10 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
     // One fast stream is best left to the hardware's prefetchers; they follow few, to a page's end.
     if constexpr (NV > 1) {
       if (fetches) reader.prefetch_l2(n, kPrefetchBytes, left, NV);
-    } else if constexpr (MR > 2) {
-      if (fetches) reader.prefetch(n, kPrefetchSlowBytes);
+    } else if (kFar && MR >= T::kFarRows && far) {
+      reader.prefetch_l2(n, kPrefetchFarBytes, left, NV);
+    } else if (MR > 2 && fetches) {
+      reader.prefetch(n, kPrefetchSlowBytes);
     }
     auto rows = reader.load(n);
     // Or GCC would load them again for the second part.

@@ -26,6 +26,7 @@ struct Avx2 {
   static constexpr bool kPinsSums = true;  // see multiply_steps
   static constexpr int kGemvRows = 4;
   static constexpr int kStreamRows = 2;    // see reads_one_stream
+  static constexpr int kFarRows = 1;       // see kPrefetchFarBytes
   static constexpr int kStraightRows = 8;  // see straight_rows
   static constexpr bool kSingleRowStraight = true;  // see product.h
   static constexpr int two_level_straight_rows(int) { return kStraightRows; }

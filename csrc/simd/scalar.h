@@ -24,6 +24,7 @@ struct Scalar {
   static constexpr bool kPinsSums = false;  // see multiply_steps
   static constexpr int kGemvRows = 1;
   static constexpr int kStreamRows = 2;    // see reads_one_stream
+  static constexpr int kFarRows = 9;       // never: see kPrefetchFarBytes
   static constexpr int kStraightRows = 1;   // see straight_rows
   static constexpr bool kSingleRowStraight = false;  // see product.h
   static constexpr int two_level_straight_rows(int) { return kStraightRows; }
