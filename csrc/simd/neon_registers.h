@@ -21,8 +21,7 @@ struct NeonRegisters {
   // multiplications.
   static constexpr int kGemmRows = 6;
   static constexpr int kGemmPanels = 1;
-  static constexpr int kTwoLevelRows = 0;  // none of their own: see tile_rows
-  static constexpr int kTwoLevelPanels = 0;
+  static constexpr int kTwoLevelRows = 0, kTwoLevelPanels = 0;  // none of their own: see tile_rows
   static constexpr bool kPinsSums = false;  // see multiply_steps
   static constexpr int kGemvRows = 4;
   static constexpr int kStreamRows = 2;    // see reads_one_stream
