@@ -84,7 +84,8 @@ NIBBLAS_NOINLINE void gemv_panels(const ProductJob& job, int64_t panel, int m, i
   float acc[kRows * NV * kPanel];
   clear_sums(m, NV, acc);
   if constexpr (kGroups == GroupKind::two_level) {
-    const Source planes(w, panel, 0, groups, fetch);
+    Source planes(w, panel, 0, groups, fetch);
+    if constexpr (Source::template kKeeps<1>) planes.keep(rows.words, x.row_words * 4 * m, 0);
     with_rows<kRows>(m, [&](auto mr) NIBBLAS_INLINE_LAMBDA {
       multiply_super_blocks<T, mr.value>(planes, rows, x.segments, acc);
     });
@@ -100,7 +101,10 @@ NIBBLAS_NOINLINE void gemv_panels(const ProductJob& job, int64_t panel, int m, i
     const int64_t last = smaller(x.segment, w.depth_padded - (s + count - 1) * x.segment);
     if constexpr (NV == 1) prefetch_groups<T>(groups.direct, w.per_channel ? 1 : count);
     expand_groups<T, Ops, kGroups>(w, panel, NV, s, w.per_channel ? 1 : count, groups);
-    const Source planes(w, panel, k, groups, fetch);
+    Source planes(w, panel, k, groups, fetch);
+    if constexpr (Source::template kKeeps<1>) {
+      planes.keep(rows.words, x.row_words * 4 * m, Source::steps(k));
+    }
     with_rows<kRows>(m, [&](auto mr) NIBBLAS_INLINE_LAMBDA {
       multiply_segments<T, mr.value>(planes, part, count, Source::steps(x.segment),
                                      Source::steps(last), w.per_channel ? 0 : 1, acc);

@@ -121,10 +121,18 @@ constexpr int64_t kPrefetchSlowBytes = 1024;
 // Ahead of one stream of 4 to 6 bits through panels of so many bytes, from T::kFarRows on: where
 // arithmetic takes about as long as reading. (4,096 to 11,008 deep: held to AVX2 1 and 2 rows of
 // int4 per channel 0.67 of the time, in groups of 32 0.82 to 0.98, q4_k 0.86; 2 rows on avx512 0.65
-// to 0.86, on avx512vnni 0.83 to 0.95. Shorter panels take up to 1.28, less arithmetic up to 1.4.
-// 2,048 ahead took 1.07 to 1.66, 16,384 a bit more than 8,192.)
+// to 0.86. Shorter panels take up to 1.28, less arithmetic up to 1.4. 2,048 ahead took 1.07 to 1.66,
+// 16,384 a bit more than 8,192.)
 constexpr int64_t kPrefetchFarBytes = 8192;
 constexpr int64_t kLongPanelBytes = 32768;
+
+// Lines of x that one stream keeps in L1, at most: it touches one in each step, in turns. Codes of
+// a long panel would push them out, and a line from L2 waits for the few buffers that lines from
+// memory occupy. (1 row, 4,096 deep, from memory: int4 per channel 0.82 to 0.88 of the time on
+// avx512vnni, in groups of 32 0.96, q4_k 0.94, int8 on avx2 0.83. 11,008 deep int4 0.83 to 0.87,
+// where touching all lines took 1.1 to 1.2.)
+constexpr int64_t kKeptLines = 64;
+constexpr int64_t kKeptPanelBytes = 16384;  // of shorter panels (and x) all stays there
 
 // Parts of a step that narrow sums hold for sure: all, or a half or a fourth of them ... (Of a
 // codebook only the weight knows: see takes_planes.)
@@ -157,9 +165,13 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   Operands operands;
   Reader reader;
   int64_t panel;
-  bool fetches;  // whether to ask for codes ahead
-  bool far;      // whether far
-  int64_t left;  // steps to the panels' end
+  bool fetches;                // whether to ask for codes ahead
+  bool far;                    // whether far
+  int64_t left;                // steps to the panels' end
+  const char* kept = nullptr;  // the line of x to touch, one of those from kept_begin to kept_end
+  const char* kept_begin = nullptr;
+  const char* kept_end = nullptr;
+  int64_t kept_step = 0;  // bytes; 0 where x is left to itself
 
   PlaneSource(const Weight& w, int64_t first, int64_t k, const Block& groups, bool fetch)
       : GroupSource<T, Ops, kGroups, NV>(w, groups),
@@ -169,6 +181,22 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
         fetches(fetch),
         far(fetch && w.depth_padded * 2 * Operands::kBits >= kLongPanelBytes),
         left(steps(w.depth_padded - k)) {}
+
+  // Whether MR rows keep lines of x in L1, and from step `step` on they do if panels are long: x is
+  // so many bytes.
+  template <int MR>
+  static constexpr bool kKeeps =
+      NV == 1 && !Ops::kFloat && MR <= T::kStreamRows && !(kFar && MR >= T::kFarRows);
+  void keep(const int32_t* x, int64_t bytes, int64_t step) {
+    const Weight& w = this->weight;
+    if (!fetches || w.depth_padded * 2 * Operands::kBits <= kKeptPanelBytes) return;
+    if (w.group == 128) return;  // as fast without (4,096 deep 1.15 of the time with)
+    kept_step = (bytes / kRowBytes + kKeptLines - 1) / kKeptLines * kRowBytes;
+    kept_begin = reinterpret_cast<const char*>(x);
+    kept_end = kept_begin + bytes;
+    kept = kept_begin + step % kKeptLines * kept_step;
+    if (kept >= kept_end) kept = kept_begin;
+  }
 
   // The small planes are too slow streams for the hardware's prefetchers.
   NIBBLAS_INLINE void begin_super(int64_t s) const {
@@ -241,7 +269,15 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
       return w;
     }
   }
+  template <int MR>
   NIBBLAS_INLINE void next() {
+    if constexpr (kKeeps<MR>) {
+      if (kept_step) {
+        T::prefetch(kept);
+        kept += kept_step;
+        if (kept >= kept_end) kept = kept_begin;
+      }
+    }
     reader.next();
     --left;
   }
@@ -289,7 +325,10 @@ struct BlockSource : GroupSource<T, Ops_, kGroups, NV> {
   NIBBLAS_INLINE typename Ops::W operand(int, Raw raw) const {
     return Ops::load_w(raw + part * NV * kOperandBytes<Ops>);
   }
-  NIBBLAS_INLINE void next() { this->block.rows += kParts * NV * kOperandBytes<Ops>; }
+  template <int MR>
+  NIBBLAS_INLINE void next() {
+    this->block.rows += kParts * NV * kOperandBytes<Ops>;
+  }
 };
 
 }  // namespace

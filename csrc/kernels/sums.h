@@ -83,7 +83,7 @@ NIBBLAS_INLINE void for_steps(Source& w, const int32_t*& x, int64_t steps, const
         [&](auto n) NIBBLAS_INLINE_LAMBDA { raw[n.value] = w.template load<MR>(n.value); });
     f(raw, x);
     x += words;
-    w.next();
+    w.template next<MR>();
   } while (--steps > 0);
 }
 

@@ -14,6 +14,7 @@ struct Avx512Vnni : Avx512 {
   // 24 dot products.
   static constexpr int kGemmPanels = 4;
   static constexpr bool kPinsSums = false;
+  static constexpr int kFarRows = 9;  // never: see kPrefetchFarBytes
 
   static I32 dot_i16(I32 acc, I32 a, I32 b) { return _mm512_dpwssd_epi32(acc, a, b); }
 
