@@ -121,8 +121,8 @@ constexpr int64_t kPrefetchSlowBytes = 1024;
 // Ahead of one stream of 4 to 6 bits through panels of so many bytes, from T::kFarRows on: where
 // arithmetic takes about as long as reading. (4,096 to 11,008 deep: held to AVX2 1 and 2 rows of
 // int4 per channel 0.67 of the time, in groups of 32 0.82 to 0.98, q4_k 0.86; 2 rows on avx512 0.65
-// to 0.86. Shorter panels take up to 1.28, less arithmetic up to 1.4. 2,048 ahead took 1.07 to 1.66,
-// 16,384 a bit more than 8,192.)
+// to 0.86. Shorter panels take up to 1.28, less arithmetic up to 1.4; 2,048 ahead took 1.07 to
+// 1.66, 16,384 a bit more than 8,192.)
 constexpr int64_t kPrefetchFarBytes = 8192;
 constexpr int64_t kLongPanelBytes = 32768;
 
