@@ -226,11 +226,6 @@ np.save({str(tmp_path / "y.npy")!r}, y[0])
     assert_same_bits(np.load(tmp_path / "y.npy"), nibblas.linear(x, w, num_threads=1))
 
 
-# --- sizes
-
-
-# A segment is 65,536 codes, and 65,536 * 127 * 255 = 2,122,383,360 < 2^31: the largest sum there
-# is. One more code than a segment, and one less; three segments; and a round number.
 @pytest.mark.emulated
 @pytest.mark.parametrize("scheme", ["int8", "uint8"])
 @pytest.mark.parametrize("group", [None, 16, 32])
@@ -249,6 +244,11 @@ def test_every_activation_code_with_the_ends_of_the_weight_codes(scheme, group, 
         assert np.array_equal(nibblas.linear(x, w), x @ codes.T.astype(np.float32)), code
 
 
+# --- sizes
+
+
+# A segment is 65,536 codes, and 65,536 * 127 * 255 = 2,122,383,360 < 2^31: the largest sum there
+# is. One more code than a segment, and one less; three segments; and a round number.
 @pytest.mark.parametrize("depth", [65_535, 65_536, 65_537, 70_000, 131_072, 131_073])
 def test_deep_rows_without_groups(depth, rng, target):
     for variant, codes in (
@@ -289,6 +289,14 @@ def test_rows_that_are_packed_in_several_passes(compute, target):
     out = np.zeros((257, 3, 5), np.float32)[:, :2, 2:3]
     nibblas.linear(there, w, compute=compute, out=out)
     assert_same_bits(out, np.broadcast_to(expected, out.shape))
+
+
+def test_a_last_pass_of_one_row(rng, target):
+    """Rows are packed 510 at a time where each takes so much; a single one may be in another way."""
+    w = random_weight(rng, Variant("int8", "symmetric"), (17, 66_000), None)
+    x = random_x(rng, (1, 66_000))
+    y = nibblas.linear(np.broadcast_to(x, (511, 66_000)), w)
+    assert_same_bits(y, np.broadcast_to(contract(w, x), y.shape))
 
 
 @computes

@@ -102,7 +102,8 @@ void dequantize_run(const Weight& w, const RunFactors& f, const uint8_t* codes, 
   for (int64_t k = 0; k < count; k += (pairs ? 2 : kVectors) * kPanel) {
     const Factors first = factors_at(k);
     if constexpr (pairs) {
-      const Factors second = kVectors == 2 ? first : factors_at(k + kPanel);
+      const bool same = kVectors == 2 || k + kPanel >= count;
+      const Factors second = same ? first : factors_at(k + kPanel);
       T::store_bfloat16(to + k * 2, value_at(k, first), value_at(k + kPanel, second));
     } else {
       unroll<kVectors>([&](auto v) NIBBLAS_INLINE_LAMBDA {

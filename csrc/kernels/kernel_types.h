@@ -44,7 +44,7 @@ struct Tile {
   int rows;         // rows per tile: how x is packed
   int panels;       // panels per tile
   int64_t depth;    // codes expanded at once; 0 when multiplied straight from the planes
-  int x_row_words;  // words per 4 codes of a packed row: 1, 2 (int16) or 4 (float32)
+  int x_row_words;  // words per 4 codes of a packed row: 1, 2 (int16, or halves) or 4 (float32)
   const char* kernel;
 };
 

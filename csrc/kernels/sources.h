@@ -156,7 +156,7 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
   static constexpr int kRun = narrow_run<Operands>(kParts);
   static constexpr GroupKind kKind = kGroups;
   static constexpr bool kFetchesRows = false;
-  static constexpr bool kFar = Operands::kBits >= 4 && Operands::kBits < 8;
+  static constexpr bool kFar = !Ops::kFloat && Operands::kBits >= 4 && Operands::kBits < 8;
   // Of 4 bits, high halves of bytes may be operands 16 times as large, where sums of their own take
   // them: no shift, and the sums, of a segment at most, stay below 32768 * 240 * 128 < 2^31.
   static constexpr bool kHighInPlace = Operands::kBits == 4 && !Operands::kLookup && Ops::kSplits &&

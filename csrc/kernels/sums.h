@@ -25,9 +25,11 @@ constexpr int sum_rows(int rows) {
 // of its own, where both take half of the registers at most. If those are high halves of bytes,
 // they need no shift: see kHighInPlace.
 template <class T, int MR, class Source>
-constexpr bool kSplit = Source::Ops::kSplits && Source::kParts > 1 &&
-                        4 * MR* Source::kPanels <= T::kRegisters&& MR* Source::kPanels <
-                            (Source::kHighInPlace ? 5 : 4);
+constexpr bool splits() {
+  constexpr int sums = MR * Source::kPanels;
+  return Source::Ops::kSplits && Source::kParts > 1 && 4 * sums <= T::kRegisters &&
+         sums < (Source::kHighInPlace ? 5 : 4);
+}
 
 // acc += the products of operand `part` of a step, with the step's words of x.
 template <class T, int MR, int part, class Source, int R>
@@ -50,7 +52,7 @@ NIBBLAS_INLINE void multiply_part_of_step(const Source& w,
   } else {
     typename Ops::W operand[NV];
     unroll<NV>([&](auto n) NIBBLAS_INLINE_LAMBDA {
-      constexpr bool in_place = kSplit<T, MR, Source> && Source::kHighInPlace && part % 2;
+      constexpr bool in_place = splits<T, MR, Source>() && Source::kHighInPlace && part % 2;
       operand[n.value] = w.template operand<part, MR, in_place>(n.value, raw[n.value]);
     });
     unroll<MR>([&](auto m) NIBBLAS_INLINE_LAMBDA {
@@ -93,7 +95,7 @@ NIBBLAS_INLINE void multiply_steps(Source& w, const int32_t*& x, int64_t steps,
                                    typename Source::Ops::Acc (&acc)[R][Source::kPanels]) {
   using Ops = typename Source::Ops;
   constexpr int NV = Source::kPanels;
-  constexpr bool split = kSplit<T, MR, Source>;
+  constexpr bool split = splits<T, MR, Source>();
   typename Ops::Acc odd[split ? MR : 1][split ? NV : 1];
   if constexpr (split) {
     for_tile<MR, NV>([&](auto m, auto n)

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // AVX2 with FMA and F16C: a panel of 16 lanes is two ymm. There is no exact u8 x s8 dot product
-// into int32, so codes take one of two exact ways: small codes add up in int16, 8-bit codes widen.
+// into int32, so codes take one of three exact ways: small codes add up in int16, 8-bit codes
+// widen, or add up in int16 with halves of a single row of x.
 #pragma once
 
 #include <immintrin.h>

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // AVX-512 (F, BW, VL, DQ): a panel of 16 lanes is one zmm. Without VNNI there is no exact u8 x s8
-// dot product into int32, so codes take the two exact ways of avx2.h.
+// dot product into int32, so codes take the exact ways of avx2.h.
 #pragma once
 
 // GCC's own intrinsics leave the operand that a full mask overwrites unset, and GCC 12 warns of
@@ -149,8 +149,8 @@ struct Avx512 {
     _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
   }
 
-  // Hides a value from the optimizer, for loops that only measure.
-  static void hide(I32& a) {
+  // Hides a value from the optimizer: it must be in a register at this point.
+  static NIBBLAS_INLINE void hide([[maybe_unused]] I32& a) {
 #if defined(__GNUC__)
     __asm__ volatile("" : "+v"(a));
 #endif

@@ -10,10 +10,10 @@ namespace {
 
 struct AvxVnni : Avx2 {
   static constexpr const char* kName = "avxvnni";
+  static constexpr int kFarRows = 9;  // never, as avx512vnni
 
   // 6 rows x 1 panel, as in avx2: 12 accumulators, 2 operands and 1 broadcast are 15 of the 16 ymm;
   // 8 loads feed 12 dot products.
-  static constexpr int kFarRows = 9;  // never, as avx512vnni
   static constexpr int gemv_panels(int rows) { return rows == 1 ? 2 : 1; }
 
   static I32 dot_i16(I32 acc, I32 a, I32 b) {

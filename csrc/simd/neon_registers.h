@@ -262,7 +262,7 @@ struct NeonRegisters {
   }
 
   // Hides a value from the optimizer: it must be in registers at this point.
-  static NIBBLAS_INLINE void hide(I32& x) {
+  static NIBBLAS_INLINE void hide([[maybe_unused]] I32& x) {
 #if defined(__GNUC__)
     __asm__ volatile("" : "+w"(x.a), "+w"(x.b), "+w"(x.c), "+w"(x.d));
 #endif
