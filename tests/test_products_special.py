@@ -292,7 +292,7 @@ def test_rows_that_are_packed_in_several_passes(compute, target):
 
 
 def test_a_last_pass_of_one_row(rng, target):
-    """Rows are packed 510 at a time where each takes so much; a single one may be in another way."""
+    """510 rows are packed at once where each takes so much; a single one may be in another way."""
     w = random_weight(rng, Variant("int8", "symmetric"), (17, 66_000), None)
     x = random_x(rng, (1, 66_000))
     y = nibblas.linear(np.broadcast_to(x, (511, 66_000)), w)
