@@ -325,36 +325,9 @@ struct Avx2 {
     static I32 add_product(I32 total, Acc acc, I32 factor) { return dot_i16(total, acc, factor); }
   };
 
-  // Larger ones and a single row of x, where widening each code costs too much: an activation code
-  // is 16 * high + low, both -8 .. 8. Pair sums of whole codes with either stay in int16 for 8
-  // steps (8 * 2 * 255 * 8 = 32,640). Words of x are the low halves of four codes, then the high
-  // ones.
-  struct HalvesDot : I32Dot<Avx2, HalvesDot> {
-    struct Acc {
-      I32 low, high;
-    };
-    using W = I32;
-    using X = __m256i;
-    static constexpr int kQuadParts = 2;
-    static constexpr bool kNarrow = true;
-    static constexpr bool kHalvesX = true;
-    static constexpr int64_t most_steps(int top) { return 2 * (32767 / (2 * 8 * top)); }
-    static Acc empty() { return {zero_i32(), zero_i32()}; }
-    static X load_x(const int32_t* p) { return _mm256_set1_epi32(*p); }
-    template <int part>
-    static NIBBLAS_INLINE Acc step_part(Acc acc, W w, X x) {
-      auto& half = part % 2 ? acc.high : acc.low;
-      half = NarrowDot::step(half, w, x);
-      return acc;
-    }
-    static I32 widen(Acc acc) {
-      return dot_i16(NarrowDot::widen(acc.low), acc.high, set1_i32(0x00100010));
-    }
-  };
-
   // Larger ones, widened to int16: k0 and k2 of each output, then k1 and k3; the x words likewise.
   struct WideDot : I32Dot<Avx2, WideDot> {
-    using OneRow = HalvesDot;
+    using OneRow = HalvesDot<Avx2, NarrowDot>;
     using W = I32;
     using Acc = I32;
     using X = __m256i;

@@ -20,7 +20,7 @@ struct DotDefaults {
   // Whether two rows share their sums, up to `part_rows`, and a step takes half an operand.
   static constexpr bool kPairsRows = false;
   static constexpr bool kWideX = false;  // whether x words hold two int16 instead of four int8
-  static constexpr bool kHalvesX = false;  // or halves of them: see HalvesDot in avx2.h
+  static constexpr bool kHalvesX = false;  // or halves of them: see HalvesDot
   // Whether Acc is another type than the sum, from `empty` on to `widen`, after most_steps(greatest
   // operand) steps at most.
   static constexpr bool kNarrow = false;
@@ -56,6 +56,34 @@ struct I32Dot : DotDefaults<Dot> {
   template <class Acc>
   static Acc add_product(Acc total, Acc acc, Acc factor) {
     return T::add_i32(total, T::mul_i32(acc, factor));
+  }
+};
+
+// 8-bit codes and a single row of x, where widening each code costs too much: an activation code is
+// 16 * high + low, both -8 .. 8. Pair sums of whole codes with either stay in the int16 of `Narrow`
+// for 8 steps (8 * 2 * 255 * 8 = 32,640). Words of x are the low halves of four codes, then the
+// high ones.
+template <class T, class Narrow>
+struct HalvesDot : I32Dot<T, HalvesDot<T, Narrow>> {
+  struct Acc {
+    typename Narrow::Acc low, high;
+  };
+  using W = typename Narrow::W;
+  using X = typename Narrow::X;
+  static constexpr int kQuadParts = 2;
+  static constexpr bool kNarrow = true;
+  static constexpr bool kHalvesX = true;
+  static constexpr int64_t most_steps(int top) { return 2 * (32767 / (2 * 8 * top)); }
+  static Acc empty() { return {T::zero_i32(), T::zero_i32()}; }
+  static X load_x(const int32_t* p) { return Narrow::load_x(p); }
+  template <int part>
+  static NIBBLAS_INLINE Acc step_part(Acc acc, W w, X x) {
+    auto& half = part % 2 ? acc.high : acc.low;
+    half = Narrow::step(half, w, x);
+    return acc;
+  }
+  static W widen(Acc acc) {
+    return T::dot_i16(Narrow::widen(acc.low), acc.high, T::set1_i32(0x00100010));
   }
 };
 
