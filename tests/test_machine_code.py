@@ -92,7 +92,7 @@ def test_prefetches_survive_the_compiler():
 def test_hot_loops_keep_their_sums_in_registers():
     """The tiles that sweep expanded weights: 6 rows, with neon and bytes 3 or 2.
 
-    On AVX-512 two-level schemes have one of 4 rows.
+    On AVX-512 two-level schemes have one of 4 rows. On AVX2 tiles of pairs have 5, of the planes.
     """
     for machine, path in optimized_products():
         rows = "[23]" if path.name == "neon.cpp.o" else "6"
@@ -103,6 +103,9 @@ def test_hot_loops_keep_their_sums_in_registers():
             check_tiles(
                 machine, path, loops, "multiply_super_blocks<[^<]*, 4, [^<]*BlockSource<", 8, 1
             )
+        rows = {"avx2.cpp.o": 5, "avx512.cpp.o": 6}.get(path.name)
+        if rows:
+            check_tiles(machine, path, loops, f"multiply_part<[^<]*, {rows}, .*PairDot<", 20, 1)
 
 
 def check_tiles(

@@ -5,6 +5,7 @@
 
 #include "kernels/epilogue.h"
 #include "kernels/expand.h"
+#include "kernels/rests.h"
 #include "kernels/tile.h"
 
 namespace nibblas {
@@ -17,10 +18,11 @@ namespace {
 template <class Ops>
 constexpr int64_t kDepthBlock = Ops::kFloat ? 256 : 1024 / Ops::kQuadParts;
 
-// Few rows sweep a block only once or twice: 16 KB of it stay in L1 between the two.
+// Few rows sweep a block only a few times: 16 KB of it stay in L1 between them. (Held to AVX2, 8
+// and 12 rows of int8 4,096 deep took 0.8 of the time of longer blocks.)
 template <class Ops>
 int64_t depth_block(const Weight& w, int64_t rows) {
-  if (rows > 8) return kDepthBlock<Ops>;
+  if (rows > (Ops::kRestsX ? kFewRests : 8)) return kDepthBlock<Ops>;
   const int64_t few = Ops::kFloat ? 64 : 256;
   return w.group > few && w.group <= kDepthBlock<Ops> ? w.group : few;
 }
@@ -214,6 +216,28 @@ NIBBLAS_INLINE void multiply_rows(const Source& weights, TileRows x, int m, int6
   });
 }
 
+// Depth [k, k + depth) of such a tile, with the rests of its rows at the end. `x` begins at the
+// rows' first words. Where they have too many rests, codes are widened as they are read.
+template <class T, class Ops, int kRows, class Source>
+NIBBLAS_INLINE void multiply_block(const Source& weights, int64_t panel, int64_t k, int64_t depth,
+                                   const PackedRows& rows, int64_t row, int m, TileRows x,
+                                   int32_t* sums) {
+  if constexpr (Ops::kRestsX) {
+    const Weight& w = weights.weight;
+    if (rows.rest_counts[row] < 0) {
+      using Wide = typename T::template DotFor<255>;
+      const SweptPlanes<T, Wide, Source::kPanels> planes(w, panel, k, weights.block, true);
+      x = advance(x, m, k / 4 * Wide::kQuadParts, 0);
+      return multiply_rows<T, kRows>(planes, x, m, planes.steps(depth), sums);
+    }
+    if (k + depth == w.depth_padded) {
+      add_rests<T, Ops, Source::kPanels>(w, panel, rows, row, m, sums);
+    }
+  }
+  x = advance(x, m, k / 4 * Ops::kQuadParts, 0);
+  multiply_rows<T, kRows>(weights, x, m, weights.steps(depth), sums);
+}
+
 // Below, a tile's sums wait in memory from block to block, the tiles' one after the other. Where
 // the first block is the last, too, all tiles use the same place, which then stays in L1.
 
@@ -260,15 +284,16 @@ void gemm_short_groups(const ProductJob& job, Expand expand, int64_t panel, int6
 
 // f(source, k, depth) for the operands of [begin, end) of the depth, for tiles that need no scales:
 // expanded block by block, or the planes themselves where their rows are operands as they stand
-// (`expand` is null).
+// (`expand` is null; `fetch`: whether these ask for codes ahead).
 template <class T, class Ops, int NV, class F>
 NIBBLAS_INLINE void for_each_block(const Weight& w, Expand expand, int64_t panel, int64_t begin,
-                                   int64_t end, int64_t block, const Block& memory, const F& f) {
+                                   int64_t end, int64_t block, const Block& memory, bool fetch,
+                                   const F& f) {
   for (int64_t k = begin; k < end; k += block) {
     const int64_t depth = smaller(block, end - k);
     if constexpr (Ops::kPlaneIsOperand) {
       if (!expand) {
-        f(SweptPlanes<T, NV>(w, panel, k, memory, true), k, depth);
+        f(SweptPlanes<T, typename Ops::Dot, NV>(w, panel, k, memory, fetch), k, depth);
         continue;
       }
     }
@@ -284,26 +309,28 @@ void gemm_long_groups(const ProductJob& job, Expand expand, int64_t panel, int64
   const Weight& w = *job.weight;
   constexpr int kRows = tile_rows<T, Ops>(false);
   const int64_t block = depth_block<Ops>(w, row1 - row0);
-  const int64_t tiles = (row1 - row0 + kRows - 1) / kRows;
+  const int64_t tiles = (row1 - row0 + job.x.tile_rows - 1) / job.x.tile_rows;
+  // A tile alone asks for codes step by step; so do the many streams of wide tiles (avx512vnni from
+  // memory took 1.1 to 1.5 of the time by shares, avx2 0.81 to 0.93).
+  const bool shares = expand || (Ops::kRestsX && tiles > 1);
   for (int64_t segment = 0; segment < job.x.segments; ++segment) {
     const int64_t begin = segment * job.x.segment;
     const int64_t end = smaller(begin + job.x.segment, w.depth_padded);
     const bool last = segment + 1 == job.x.segments;
     expand_groups<T, Ops, kGroups>(w, panel, NV, w.per_channel ? 0 : segment, 1, s.block);
     for_each_block<T, Ops, NV>(
-        w, expand, panel, begin, end, block, s.block,
+        w, expand, panel, begin, end, block, s.block, !shares,
         [&](const auto& weights, int64_t k, int64_t depth) {
-          const int64_t words = k / 4 * Ops::kQuadParts;
           NextCodes<T> next(job, panel, NV, k, block, tiles);
-          for_each_tile(job.x, row0, row1, kRows, [&](int m, int64_t row, TileRows x) {
-            if (expand) next.fetch_share();
+          for_each_tile(job.x, row0, row1, job.x.tile_rows, [&](int m, int64_t row, TileRows x) {
+            if (shares) next.fetch_share();
             const int64_t at = (depth == w.depth_padded ? 0 : row - row0) * NV * kPanel;
             int32_t* sums = s.sums + at;
             float* acc = s.acc + at;
-            const TileRows part = advance(x, m, words, segment);
+            const TileRows part = advance(x, m, 0, segment);
             if (k == begin) begin_segment<T, Ops, kGroups>(s.block, NV, part, m, sums);
             if (last && k + depth == end) fetch_outputs<T>(job.y, panel, NV, row, m);
-            multiply_rows<T, kRows>(weights, part, m, weights.steps(depth), sums);
+            multiply_block<T, Ops, kRows>(weights, panel, k, depth, job.x, row, m, part, sums);
             if (k + depth < end) return;
             if (segment == 0) clear_sums(m, NV, acc);
             combine_segment<T, Ops, kGroups>(s.block, NV, part, m, sums, acc);
@@ -323,6 +350,8 @@ void gemm_panels(const ProductJob& job, Expand expand, int64_t panel, int64_t ro
   }
   if constexpr (kGroups == GroupKind::two_level) {
     gemm_short_groups<T, Ops, kGroups, NV>(job, expand, panel, row0, row1, s);
+  } else if constexpr (Ops::kRestsX) {  // per channel only
+    gemm_long_groups<T, Ops, kGroups, NV>(job, expand, panel, row0, row1, s);
   } else if (w.per_channel || w.group > kDepthBlock<Ops>) {
     gemm_long_groups<T, Ops, kGroups, NV>(job, expand, panel, row0, row1, s);
   } else {

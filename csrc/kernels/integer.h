@@ -44,9 +44,8 @@ NIBBLAS_NOINLINE void begin_integers(const IntegerProductJob& job, int64_t panel
   }
 }
 
-// The row of ones, from some word on.
-inline TileRows ones_row(const IntegerProductJob& job, int64_t word) {
-  return {job.ones->words + word, nullptr, nullptr, nullptr};
+inline TileRows ones_row(const IntegerProductJob& job) {
+  return {job.ones->words, nullptr, nullptr, nullptr};
 }
 
 template <class T, class Ops, int NV>
@@ -60,19 +59,19 @@ void integer_gemm_panels(const IntegerProductJob& job, Expand expand, int64_t pa
     return store_integers<T>(job, panel, NV, row0, row1 - row0, s.sums, ones);
   }
   for_each_block<T, Ops, NV>(
-      w, expand, panel, 0, w.depth_padded, kDepthBlock<Ops>, s.block,
+      w, expand, panel, 0, w.depth_padded, depth_block<Ops>(w, row1 - row0), s.block, true,
       [&](const auto& weights, int64_t k, int64_t depth) {
-        const int64_t words = k / 4 * Ops::kQuadParts;
-        const int64_t steps = weights.steps(depth);
         const bool last = k + depth == w.depth_padded;
         constexpr int rows = tile_rows<T, Ops>(false);  // the weight is no two-level one here
-        if (job.ones) multiply_part<T, 1>(weights, ones_row(job, words), steps, ones);
-        for_each_tile(job.x, row0, row1, rows, [&](int m, int64_t row, TileRows x) {
+        if (job.ones) {
+          multiply_block<T, Ops, 1>(weights, panel, k, depth, *job.ones, 0, 1, ones_row(job), ones);
+        }
+        for_each_tile(job.x, row0, row1, job.x.tile_rows, [&](int m, int64_t row, TileRows x) {
           const int64_t at = (depth == w.depth_padded ? 0 : row - row0) * NV * kPanel;
           int32_t* sums = s.sums + at;  // see gemm_short_groups
           if (k == 0) begin_integers<T, Ops>(job, panel, NV, job.x.starts + row, m, sums);
           if (last) fetch_outputs<T>(job.y, panel, NV, row, m);
-          multiply_rows<T, rows>(weights, advance(x, m, words, 0), m, steps, sums);
+          multiply_block<T, Ops, rows>(weights, panel, k, depth, job.x, row, m, x, sums);
           if (last) store_integers<T>(job, panel, NV, row, m, sums, ones);
         });
       });
@@ -93,7 +92,7 @@ NIBBLAS_NOINLINE void integer_gemv_panels(const IntegerProductJob& job, int64_t 
     const int64_t steps = Source::steps(smaller(kSegment, w.depth_padded - k));
     const int64_t words = k / 4 * Ops::kQuadParts;
     multiply_rows<T, kRows>(planes, advance(x, m, words, 0), m, steps, sums);
-    if (job.ones) multiply_part<T, 1>(planes, ones_row(job, words), steps, ones);
+    if (job.ones) multiply_part<T, 1>(planes, advance(ones_row(job), 1, words, 0), steps, ones);
   }
   store_integers<T>(job, panel, NV, row, m, sums, ones);
 }
@@ -101,8 +100,22 @@ NIBBLAS_NOINLINE void integer_gemv_panels(const IntegerProductJob& job, int64_t 
 template <class T, class Operands>
 void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
                         int64_t row1, void* scratch) {
+  const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
+  const auto gemm = [&](auto use, Expand expand) {
+    for_each_panels<T::kGemmPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
+      using Ops = typename decltype(use)::Operands::Ops;
+      integer_gemm_panels<T, Ops, nv.value>(job, expand, panel, row0, row1, s);
+    });
+  };
+  bool few = takes_planes<T, Operands>(*job.weight, job.x.rows);
+  if constexpr (Operands::Swept::Ops::kRestsX) {
+    if (takes_rests<T>(*job.weight, job.x.rows)) {
+      if (sweeps_planes(job.x, row0, row1)) return gemm(Use<typename Operands::Swept>{}, nullptr);
+      few = false;
+    }
+  }
   if constexpr (straight(Operands::kBits, GroupKind::constant)) {
-    if (takes_planes<T, Operands>(*job.weight, job.x.rows)) {
+    if (few) {
       return for_each_gemv_tile<T>(job.x, panel0, panel1, reads_one_stream<T>(job),
                                    [&](auto nv, int64_t panel, int m, int64_t row, TileRows x) {
                                      constexpr int kRows = most_gemv_rows<T>(nv.value);
@@ -114,11 +127,8 @@ void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t pa
   // A single row of 1 to 3 bits comes here, too, though its tile is gemv's: packed it is the same.
   using ManyRows = typename Operands::ManyRows;
   using Ops = typename ManyRows::Ops;
-  const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
-  const Expand expand = reads_planes<Ops>(*job.weight) ? nullptr : expand_codes<T, ManyRows, false>;
-  for_each_panels<T::kGemmPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
-    integer_gemm_panels<T, Ops, nv.value>(job, expand, panel, row0, row1, s);
-  });
+  gemm(Use<ManyRows>{},
+       reads_planes<Ops>(*job.weight) ? nullptr : expand_codes<T, ManyRows, false>);
 }
 
 template <class T>

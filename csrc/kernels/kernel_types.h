@@ -23,6 +23,16 @@ struct Matrix {
   const int64_t* row_offsets;  // bytes from data, or null
 };
 
+// What is multiplied apart of a word of four codes of a row of x: see rests.h.
+struct Rest {
+  int32_t word;
+  int32_t codes;  // four int8
+};
+
+// At most one word in so many has a rest. (A rest takes as long as two words; with one at every
+// eighth word, a product takes about as long as by widening.)
+constexpr int64_t kWordsPerRest = 8;
+
 // The rows of x as the tiles read them. A tile is `tile_rows` rows (the last one has fewer); for a
 // tile of m rows each array is [depth or segment][m], so that one step reads m adjacent words.
 struct PackedRows {
@@ -37,6 +47,9 @@ struct PackedRows {
   int32_t* starts;  // int8 compute: -zero * sum of codes; -sum where the zero point varies;
                     // two-level: see pair_sums
   float* sums;      // what multiplies a min: a * float(sum of codes), or the sum of x
+  int64_t rest_room;
+  Rest* rests;           // [row][rest_room], or null where the product takes none
+  int32_t* rest_counts;  // how many a row has; -1 where its tile has words of another kind
 };
 
 // Sizes of the tile that a product of `rows` rows uses.
@@ -45,6 +58,7 @@ struct Tile {
   int panels;       // panels per tile
   int64_t depth;    // codes expanded at once; 0 when multiplied straight from the planes
   int x_row_words;  // words per 4 codes of a packed row: 1, 2 (int16, or halves) or 4 (float32)
+  bool rests = false;  // whether rows may have rests
   const char* kernel;
 };
 

@@ -9,8 +9,9 @@ namespace nibblas {
 namespace {
 
 // compute="int8": c = start + sum of products in int32, then acc = fma(float(c), a * s, acc).
-template <class T, class Dot>
-struct IntOps : Dot {
+template <class T, class Dot_>
+struct IntOps : Dot_ {
+  using Dot = Dot_;
   static constexpr bool kFloat = false;
   using Sum = typename T::I32;
   using Zero = typename T::I32;
@@ -61,6 +62,7 @@ struct IntCodes {
   using Ops = IntOps<T, Dot>;
   using ManyRows = IntCodes<T, Bits, typename Dot::ManyRows>;
   using OneRow = IntCodes<T, Bits, typename Dot::OneRow>;
+  using Swept = IntCodes<T, Bits, typename Dot::Swept>;
   static constexpr int kBits = Bits;
   static constexpr bool kLookup = false;
   explicit IntCodes(const Weight&) {}
@@ -77,6 +79,7 @@ struct IntLookup {
   using Ops = IntOps<T, Dot>;
   using ManyRows = IntLookup<T, typename Dot::ManyRows>;
   using OneRow = IntLookup<T, typename Dot::OneRow>;
+  using Swept = IntLookup;
   static constexpr int kBits = 4;
   static constexpr bool kLookup = true;
   typename T::ByteTable table;
@@ -93,6 +96,7 @@ struct FloatLookup {
   using Ops = FloatOps<T>;
   using ManyRows = FloatLookup<T>;
   using OneRow = FloatLookup<T>;
+  using Swept = FloatLookup<T>;
   static constexpr int kBits = 4;
   static constexpr bool kLookup = true;
   typename T::FloatTable table;
@@ -111,6 +115,7 @@ struct FloatCodes {
   using Ops = FloatOps<T>;
   using ManyRows = FloatCodes<T, Bits>;
   using OneRow = FloatCodes<T, Bits>;
+  using Swept = FloatCodes<T, Bits>;
   static constexpr int kBits = Bits;
   static constexpr bool kLookup = false;
   static constexpr int kMask = (1 << Bits) - 1;
@@ -154,6 +159,7 @@ struct FloatNibbles {
   using Ops = FloatOps<T>;
   using ManyRows = FloatNibbles<T>;
   using OneRow = FloatNibbles<T>;
+  using Swept = FloatNibbles<T>;
   static constexpr int kBits = 4;
   static constexpr bool kLookup = false;
   FloatLookup<T> lookup;

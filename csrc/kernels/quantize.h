@@ -2,7 +2,7 @@
 // Rows of activations: quantized per segment and packed in the order in which the tiles read them.
 #pragma once
 
-#include "kernels/sources.h"
+#include "kernels/rests.h"
 
 namespace nibblas {
 namespace {
@@ -127,13 +127,14 @@ inline void split_row(const int8_t* codes, int64_t padded, int32_t* words) {
 
 constexpr int kMostTileRows = 6;  // of words: see kGemmRows
 
-// A column of x words per operand: narrow targets take int16 pairs where codes are large.
+// A column of x words per operand: narrow targets take int16 pairs where codes are large, unless
+// rests are taken away.
 template <class T>
-inline void interleave(const Weight& w, const int8_t* codes, int m, int32_t* words) {
+inline void interleave(const Weight& w, const int8_t* codes, int m, bool rests, int32_t* words) {
   using Small = typename T::template DotFor<kSmallOperand>;
   using Large = typename T::template DotFor<255>;
   static_assert(T::kGemmRows <= kMostTileRows && T::kGemvRows <= kMostTileRows);
-  const bool wide = w.top_operand <= kSmallOperand ? Small::kWideX : Large::kWideX;
+  const bool wide = !rests && (w.top_operand <= kSmallOperand ? Small::kWideX : Large::kWideX);
   with_rows<kMostTileRows>(m, [&](auto rows) {
     if constexpr (Small::kWideX || Large::kWideX) {
       if (wide) return interleave_rows<true, rows.value>(codes, w.depth_padded, words);
@@ -148,8 +149,14 @@ inline void interleave(const Weight& w, const int8_t* codes, int m, int32_t* wor
 template <class T>
 struct WordOrder {
   static constexpr bool kWholeTiles = false;  // the last tile has only the rows that are left
-  static void put(const Weight& w, const int8_t* codes, int m, int, int32_t* words) {
-    interleave<T>(w, codes, m, words);
+  static void put(const Weight& w, int8_t* codes, int m, int, int64_t row0,
+                  const PackedRows& out) {
+    using Swept = typename T::template DotFor<255>::Swept;
+    bool rests = false;
+    if constexpr (Swept::kRestsX) {
+      rests = takes_rests<T>(w, out.rows) && take_rests_of_tile<Swept>(w, codes, m, row0, out);
+    }
+    interleave<T>(w, codes, m, rests, out.words + row0 * out.row_words);
   }
 };
 
@@ -213,7 +220,7 @@ void pack_quantized_rows(const RowsJob& job, int64_t row0, void* scratch) {
     }
   }
   if (takes_halves<T>(w, out.rows)) return split_row(codes, w.depth_padded, out.words);
-  Order::put(w, codes, m, count, out.words + row0 * out.row_words);
+  Order::put(w, codes, m, count, row0, out);
 }
 
 // float32 compute: x itself, [depth][m], and its ascending sum over each group for the mins.
@@ -259,7 +266,7 @@ void pack_integer_rows(const IntegerRowsJob& job, int64_t row0, void* scratch) {
     out.starts[row0 + i] = negated_product(static_cast<int32_t>(sum), zero);
   }
   for (int i = count; i < m; ++i) out.starts[row0 + i] = 0;
-  Order::put(w, codes, m, count, out.words + row0 * out.row_words);
+  Order::put(w, codes, m, count, row0, out);
 }
 
 // Plain codes and scales of a row of x, for quantize_activations: read where it lies if it is of

@@ -287,12 +287,12 @@ struct PlaneSource : GroupSource<T, typename Operands_::Ops, kGroups, NV> {
 // hardware's prefetchers lose a part of the time at the start of each, so each asks for the next
 // one's (512 rows 11,008 deep took 0.96 of the time so on AVX-512, float32 0.76; held to AVX2 0.77
 // and 0.54).
-template <class T, int NV>
-struct SweptPlanes : PlaneSource<T, IntCodes<T, 8>, GroupKind::constant, NV> {
+template <class T, class Dot, int NV>
+struct SweptPlanes : PlaneSource<T, IntCodes<T, 8, Dot>, GroupKind::constant, NV> {
   static constexpr bool kFetchesRows = true;
   int64_t rows_ahead = 0;  // words
 
-  using PlaneSource<T, IntCodes<T, 8>, GroupKind::constant, NV>::PlaneSource;
+  using PlaneSource<T, IntCodes<T, 8, Dot>, GroupKind::constant, NV>::PlaneSource;
 };
 
 // Operands of a block that make a step: of floats two (held to AVX2 0.96 of the time), of integers,

@@ -16,8 +16,9 @@ constexpr int64_t kTileDepth = 64;  // codes of a row in a tile of x: 16 plane r
 // and a shorter tile the part of one. Every tile has m rows, the last ones of zeros if need be.
 struct TileOrder {
   static constexpr bool kWholeTiles = true;
-  static void put(const Weight& w, const int8_t* codes, int m, int count, int32_t* words) {
-    int8_t* to = reinterpret_cast<int8_t*>(words);
+  static void put(const Weight& w, const int8_t* codes, int m, int count, int64_t row0,
+                  const PackedRows& out) {
+    int8_t* to = reinterpret_cast<int8_t*>(out.words + row0 * out.row_words);
     for (int64_t k = 0; k < w.depth_padded; k += kTileDepth) {
       for (int i = 0; i < count; ++i, to += kTileDepth) {
         memcpy(to, codes + i * w.depth_padded + k, kTileDepth);

@@ -86,6 +86,12 @@ PackedRows allocate_rows(const Tile& tile, const Weight& w, Compute compute, int
   x.words = scratch.get<int32_t>(static_cast<size_t>(room * x.row_words));
   x.scales = scratch.get<float>(parameters);
   x.starts = scratch.get<int32_t>(parameters * static_cast<size_t>(x.segment_starts));
+  if (tile.rests) {
+    x.rest_room = x.row_words / tile.x_row_words / kWordsPerRest;
+    x.rests = scratch.get<Rest>(static_cast<size_t>(rows * x.rest_room));
+    x.rest_counts = scratch.get<int32_t>(static_cast<size_t>(rows));
+    std::fill(x.rest_counts, x.rest_counts + rows, -1);  // a row of ones is not asked
+  }
   const bool sums = has_mins(w) && !(integers && w.two_level);
   x.sums = sums ? scratch.get<float>(parameters) : nullptr;
   return x;

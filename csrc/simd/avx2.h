@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // AVX2 with FMA and F16C: a panel of 16 lanes is two ymm. There is no exact u8 x s8 dot product
-// into int32, so codes take one of three exact ways: small codes add up in int16, 8-bit codes
-// widen, or add up in int16 with halves of a single row of x.
+// into int32, so codes take one of four exact ways: small codes add up in int16; 8-bit codes widen,
+// or add up in int16 with halves of a single row of x, or in pairs with rows without their rests.
 #pragma once
 
 #include <immintrin.h>
@@ -29,6 +29,7 @@ struct Avx2 {
   static constexpr int kStreamRows = 2;    // see reads_one_stream
   static constexpr int kFarRows = 1;       // see kPrefetchFarBytes
   static constexpr int kStraightRows = 8;  // see straight_rows
+  static constexpr int kRestsRows = 3;     // see takes_rests
   static constexpr bool kSingleRowStraight = true;  // see product.h
   static constexpr int two_level_straight_rows(int) { return kStraightRows; }
   static constexpr int gemv_panels(int rows) { return rows <= 2 ? 2 : 1; }
@@ -311,9 +312,23 @@ struct Avx2 {
     static constexpr bool kNarrow = true;
     static constexpr int64_t most_steps(int top) { return 32767 / (2 * 128 * top); }
     static X load_x(const int32_t* p) { return _mm256_set1_epi32(*p); }
-    static Acc step(Acc acc, W w, X x) {
+    static Acc multiply(W w, X x) {
+      return {_mm256_maddubs_epi16(w.lo, x), _mm256_maddubs_epi16(w.hi, x)};
+    }
+    static Acc step(Acc acc, W w, X x) {  // half by half, which takes a register less
       return {_mm256_add_epi16(acc.lo, _mm256_maddubs_epi16(w.lo, x)),
               _mm256_add_epi16(acc.hi, _mm256_maddubs_epi16(w.hi, x))};
+    }
+    // Bit i: of the 16 words of four codes, the i-th has two in a pair that are too large together.
+    static uint32_t large_pairs(const int8_t* x) {
+      const auto large = [](__m256i codes) {
+        const __m256i sums = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+        const __m256i too = _mm256_cmpgt_epi16(_mm256_abs_epi16(sums), _mm256_set1_epi16(128));
+        const __m256i either = _mm256_or_si256(too, _mm256_slli_epi32(too, 16));
+        return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(either)));
+      };
+      const I32 codes = load_i32(x);
+      return large(codes.lo) | large(codes.hi) << 8;
     }
     static I32 widen(Acc acc) {
       const __m256i ones = _mm256_set1_epi16(1);
@@ -328,6 +343,7 @@ struct Avx2 {
   // Larger ones, widened to int16: k0 and k2 of each output, then k1 and k3; the x words likewise.
   struct WideDot : I32Dot<Avx2, WideDot> {
     using OneRow = HalvesDot<Avx2, NarrowDot>;
+    using Swept = PairDot<Avx2, NarrowDot, 5>;  // 10 sums, 2 operands, a word, a product, ones
     using W = I32;
     using Acc = I32;
     using X = __m256i;

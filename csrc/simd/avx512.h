@@ -38,6 +38,7 @@ struct Avx512 {
   static constexpr int kStreamRows = 2;             // see reads_one_stream
   static constexpr int kFarRows = 2;                // see kPrefetchFarBytes
   static constexpr int kStraightRows = 32;          // see straight_rows
+  static constexpr int kRestsRows = 5;              // see takes_rests
   static constexpr bool kSingleRowStraight = true;  // see product.h
   // Expanding 4 bits pays from 25 rows on (24 rows 1.01 of the time, 32 rows 0.97), others from 13
   // on (q6_k 16 rows 0.95, q5_k 24 rows 0.89).
@@ -227,7 +228,14 @@ struct Avx512 {
     static constexpr bool kNarrow = true;
     static constexpr int64_t most_steps(int top) { return 32767 / (2 * 128 * top); }
     static X load_x(const int32_t* p) { return _mm512_set1_epi32(*p); }
-    static Acc step(Acc acc, W w, X x) { return _mm512_add_epi16(acc, _mm512_maddubs_epi16(w, x)); }
+    static Acc multiply(W w, X x) { return _mm512_maddubs_epi16(w, x); }
+    static Acc step(Acc acc, W w, X x) { return _mm512_add_epi16(acc, multiply(w, x)); }
+    static uint32_t large_pairs(const int8_t* x) {  // see avx2.h
+      const I32 sums = _mm512_maddubs_epi16(_mm512_set1_epi8(1), load_i32(x));
+      const I32 too = _mm512_movm_epi16(
+          _mm512_cmpgt_epi16_mask(_mm512_abs_epi16(sums), _mm512_set1_epi16(128)));
+      return _mm512_test_epi32_mask(too, too);
+    }
     static I32 widen(Acc acc) { return _mm512_madd_epi16(acc, _mm512_set1_epi16(1)); }
     static I32 as_factor(I32 factor) {  // in both halves
       return or_i32(and_i32(factor, set1_i32(0xffff)), shl<16>(factor));
@@ -238,6 +246,7 @@ struct Avx512 {
   // Larger ones, widened to int16: k0 and k2 of each output, then k1 and k3; the x words likewise.
   struct WideDot : I32Dot<Avx512, WideDot> {
     using OneRow = HalvesDot<Avx512, NarrowDot>;
+    using Swept = PairDot<Avx512, NarrowDot>;
     using W = I32;
     using Acc = I32;
     using X = I32;

@@ -13,6 +13,7 @@ template <class Dot>
 struct DotDefaults {
   using ManyRows = Dot;                 // how codes that are expanded first are multiplied
   using OneRow = Dot;                   // how a single row of x is, with scales
+  using Swept = Dot;                    // how 8-bit codes per channel are, by several rows
   static constexpr int kQuads = 1;      // quads of codes that make an operand: 1, or 2 by `join`
   static constexpr int kQuadParts = 1;  // operands that a quad of codes gives
   static constexpr int kBias = 0;       // operands are less than the codes by this much
@@ -21,6 +22,7 @@ struct DotDefaults {
   static constexpr bool kPairsRows = false;
   static constexpr bool kWideX = false;  // whether x words hold two int16 instead of four int8
   static constexpr bool kHalvesX = false;  // or halves of them: see HalvesDot
+  static constexpr bool kRestsX = false;   // or four int8 without their rests: see PairDot
   // Whether Acc is another type than the sum, from `empty` on to `widen`, after most_steps(greatest
   // operand) steps at most.
   static constexpr bool kNarrow = false;
@@ -85,6 +87,25 @@ struct HalvesDot : I32Dot<T, HalvesDot<T, Narrow>> {
   static W widen(Acc acc) {
     return T::dot_i16(Narrow::widen(acc.low), acc.high, T::set1_i32(0x00100010));
   }
+};
+
+// 8-bit codes and several rows of x: sums of two products of whole codes stay in int16 where the
+// two activation codes are small, -128 .. 128 in all (255 * 128 = 32,640), as nearly all pairs are.
+// What the others have more is taken from them and multiplied apart: see rests.h. So 32 products
+// are three instructions, as few as with saturation; widening takes four.
+template <class T, class Narrow, int rows = 64>
+struct PairDot : I32Dot<T, PairDot<T, Narrow, rows>> {
+  using W = typename Narrow::W;
+  using Acc = typename Narrow::Acc;
+  using X = typename Narrow::X;
+  static constexpr int kMostRows = rows;
+  static constexpr bool kPlaneIsOperand = true;
+  static constexpr bool kRestsX = true;
+  static X load_x(const int32_t* p) { return Narrow::load_x(p); }
+  static Acc step(Acc acc, W w, X x) {
+    return T::add_i32(acc, Narrow::widen(Narrow::multiply(w, x)));
+  }
+  static uint32_t large_pairs(const int8_t* x) { return Narrow::large_pairs(x); }
 };
 
 }  // namespace
