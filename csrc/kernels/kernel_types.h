@@ -58,7 +58,7 @@ struct Tile {
   int panels;       // panels per tile
   int64_t depth;    // codes expanded at once; 0 when multiplied straight from the planes
   int x_row_words;  // words per 4 codes of a packed row: 1, 2 (int16, or halves) or 4 (float32)
-  bool rests = false;  // whether rows may have rests
+  bool rests;       // whether rows may have rests
   const char* kernel;
 };
 

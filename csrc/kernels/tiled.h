@@ -46,6 +46,7 @@ inline Tile choose_tile_shape(int64_t rows) {
   tile.panels = kTilePanels;
   tile.depth = kTileBlock;
   tile.x_row_words = 1;
+  tile.rests = false;
   tile.kernel = "tiles";
   return tile;
 }
