@@ -75,6 +75,26 @@ def test_rows_of_any_spread(variant, kind, rng, target):
                 assert_same_bits(y, expected[-rows:], (cols, depth, rows, threads))
 
 
+# Rows are packed 64 MB at a time, here 510 or 508 of them; the last ones have tiles of their own.
+@pytest.mark.slow
+def test_several_passes(rng, target):
+    depth = 65_536
+    w = random_weight(rng, Variant("int8", "symmetric"), (3, depth), None, codes="high")
+    x = np.tile(spread(rng, "mixed", (37, depth)), (14, 1))[:517]
+    a = np.clip(x * 30, -128, 127).astype(np.int8)
+    zero = rng.integers(-128, 128, len(a), np.int8)
+    b = w.unpack()["codes"].T.astype(np.int8)
+    with nibblas.use_target("scalar"):
+        expected = nibblas.linear(x[:37], w)
+        integers = nibblas.matmul_integer(a[:37], b)
+    sums = b.sum(0, np.int32)
+    for rows in (510, 511, 513, 515, 517):
+        again = np.arange(rows) % 37
+        assert_same_bits(nibblas.linear(x[:rows], w), expected[again], rows)
+        moved = integers[again] - zero[:rows, None].astype(np.int32) * sums
+        assert np.array_equal(nibblas.matmul_integer(a[:rows], b, zero[:rows]), moved), rows
+
+
 # 65,536 is where a row's sums would begin a new segment.
 @pytest.mark.parametrize("depth", [65_536, 65_600])
 def test_deep_rows(depth, rng, target):

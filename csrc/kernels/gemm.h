@@ -22,7 +22,7 @@ constexpr int64_t kDepthBlock = Ops::kFloat ? 256 : 1024 / Ops::kQuadParts;
 // and 12 rows of int8 4,096 deep took 0.8 of the time of longer blocks.)
 template <class Ops>
 int64_t depth_block(const Weight& w, int64_t rows) {
-  if (rows > (Ops::kRestsX ? kFewRests : 8)) return kDepthBlock<Ops>;
+  if (rows > (Ops::kRestsX ? kFewSweptRows : 8)) return kDepthBlock<Ops>;
   const int64_t few = Ops::kFloat ? 64 : 256;
   return w.group > few && w.group <= kDepthBlock<Ops> ? w.group : few;
 }
@@ -216,15 +216,15 @@ NIBBLAS_INLINE void multiply_rows(const Source& weights, TileRows x, int m, int6
   });
 }
 
-// Depth [k, k + depth) of such a tile, with the rests of its rows at the end. `x` begins at the
-// rows' first words. Where they have too many rests, codes are widened as they are read.
+// Depth [k, k + depth) of such a tile, with the rests of its rows in the last block. `x` begins at the
+// rows' first words. Where those are for widening, codes are widened as they are read.
 template <class T, class Ops, int kRows, class Source>
 NIBBLAS_INLINE void multiply_block(const Source& weights, int64_t panel, int64_t k, int64_t depth,
                                    const PackedRows& rows, int64_t row, int m, TileRows x,
                                    int32_t* sums) {
   if constexpr (Ops::kRestsX) {
     const Weight& w = weights.weight;
-    if (rows.rest_counts[row] < 0) {
+    if (!rows.rests || rows.rest_counts[row] < 0) {
       using Wide = typename T::template DotFor<255>;
       const SweptPlanes<T, Wide, Source::kPanels> planes(w, panel, k, weights.block, true);
       x = advance(x, m, k / 4 * Wide::kQuadParts, 0);
@@ -310,8 +310,8 @@ void gemm_long_groups(const ProductJob& job, Expand expand, int64_t panel, int64
   constexpr int kRows = tile_rows<T, Ops>(false);
   const int64_t block = depth_block<Ops>(w, row1 - row0);
   const int64_t tiles = (row1 - row0 + job.x.tile_rows - 1) / job.x.tile_rows;
-  // A tile alone asks for codes step by step; so do the many streams of wide tiles (avx512vnni from
-  // memory took 1.1 to 1.5 of the time by shares, avx2 0.81 to 0.93).
+  // Planes that several tiles sweep are asked for by shares, too (avx2 took 0.81 to 0.93 of the time
+  // so), but not those of four panels at once (avx512vnni from memory: 1.1 to 1.5 of the time).
   const bool shares = expand || (Ops::kRestsX && tiles > 1);
   for (int64_t segment = 0; segment < job.x.segments; ++segment) {
     const int64_t begin = segment * job.x.segment;

@@ -101,16 +101,16 @@ template <class T, class Operands>
 void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t panel1, int64_t row0,
                         int64_t row1, void* scratch) {
   const ProductScratch s = carve_scratch<T>(scratch, row1 - row0);
-  const auto gemm = [&](auto use, Expand expand) {
+  const auto sweep = [&](auto use, Expand expand) {
+    using Ops = typename decltype(use)::Operands::Ops;
     for_each_panels<T::kGemmPanels>(panel0, panel1, [&](auto nv, int64_t panel) {
-      using Ops = typename decltype(use)::Operands::Ops;
       integer_gemm_panels<T, Ops, nv.value>(job, expand, panel, row0, row1, s);
     });
   };
   bool few = takes_planes<T, Operands>(*job.weight, job.x.rows);
   if constexpr (Operands::Swept::Ops::kRestsX) {
-    if (takes_rests<T>(*job.weight, job.x.rows)) {
-      if (sweeps_planes(job.x, row0, row1)) return gemm(Use<typename Operands::Swept>{}, nullptr);
+    if (job.x.rests) {
+      if (sweeps_planes(job.x, row0, row1)) return sweep(Use<typename Operands::Swept>{}, nullptr);
       few = false;
     }
   }
@@ -127,8 +127,8 @@ void integer_product_of(const IntegerProductJob& job, int64_t panel0, int64_t pa
   // A single row of 1 to 3 bits comes here, too, though its tile is gemv's: packed it is the same.
   using ManyRows = typename Operands::ManyRows;
   using Ops = typename ManyRows::Ops;
-  gemm(Use<ManyRows>{},
-       reads_planes<Ops>(*job.weight) ? nullptr : expand_codes<T, ManyRows, false>);
+  sweep(Use<ManyRows>{},
+        reads_planes<Ops>(*job.weight) ? nullptr : expand_codes<T, ManyRows, false>);
 }
 
 template <class T>

@@ -47,18 +47,19 @@ struct PackedRows {
   int32_t* starts;  // int8 compute: -zero * sum of codes; -sum where the zero point varies;
                     // two-level: see pair_sums
   float* sums;      // what multiplies a min: a * float(sum of codes), or the sum of x
-  int64_t rest_room;
-  Rest* rests;           // [row][rest_room], or null where the product takes none
-  int32_t* rest_counts;  // how many a row has; -1 where its tile has words of another kind
+  // Of rows whose tiles may be packed for pairs, without their rests; null in other products.
+  Rest* rests;           // [row][rest_room]
+  int64_t rest_room;     // of a row
+  int32_t* rest_counts;  // how many a row has; -1 where its tile is packed for widening
 };
 
 // Sizes of the tile that a product of `rows` rows uses.
 struct Tile {
   int rows;         // rows per tile: how x is packed
   int panels;       // panels per tile
-  int64_t depth;    // codes expanded at once; 0 when multiplied straight from the planes
+  int64_t depth;    // codes swept at once; 0 when multiplied straight from the planes
   int x_row_words;  // words per 4 codes of a packed row: 1, 2 (int16, or halves) or 4 (float32)
-  bool rests;       // whether rows may have rests
+  bool rests;       // whether tiles may be packed for pairs
   const char* kernel;
 };
 

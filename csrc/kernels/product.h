@@ -53,7 +53,9 @@ Tile choose_tile(const Weight& w, int64_t rows) {
               : rests ? tile_rows<T, typename Operands::Swept::Ops>(false)
                       : tile_rows<T, Ops>(two_level);
   tile.panels = few ? T::gemv_panels(tile.rows) : gemm_panels_of<T>(two_level);
-  tile.depth = few ? 0 : depth_block<Ops>(w, rows);
+  tile.depth = few     ? 0
+               : rests ? depth_block<typename Operands::Swept::Ops>(w, rows)
+                       : depth_block<Ops>(w, rows);
   tile.rests = rests;
   tile.x_row_words = Ops::kQuadParts;
   tile.kernel = few ? "gemv" : "gemm";
@@ -83,7 +85,7 @@ void product_of(const ProductJob& job, int64_t panel0, int64_t panel1, int64_t r
                 void* scratch) {
   bool few = takes_planes<T, Operands>(*job.weight, job.x.rows);
   if constexpr (Operands::Swept::Ops::kRestsX && kGroups != GroupKind::two_level) {
-    if (takes_rests<T>(*job.weight, job.x.rows)) {
+    if (job.x.rests) {
       using Ops = typename Operands::Swept::Ops;
       if (sweeps_planes(job.x, row0, row1)) {
         return gemm<T, Ops, kGroups>(job, nullptr, panel0, panel1, row0, row1, scratch);

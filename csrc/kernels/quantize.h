@@ -128,13 +128,13 @@ inline void split_row(const int8_t* codes, int64_t padded, int32_t* words) {
 constexpr int kMostTileRows = 6;  // of words: see kGemmRows
 
 // A column of x words per operand: narrow targets take int16 pairs where codes are large, unless
-// rests are taken away.
+// `pairs` of four int8 are small enough.
 template <class T>
-inline void interleave(const Weight& w, const int8_t* codes, int m, bool rests, int32_t* words) {
+inline void interleave(const Weight& w, const int8_t* codes, int m, bool pairs, int32_t* words) {
   using Small = typename T::template DotFor<kSmallOperand>;
   using Large = typename T::template DotFor<255>;
   static_assert(T::kGemmRows <= kMostTileRows && T::kGemvRows <= kMostTileRows);
-  const bool wide = !rests && (w.top_operand <= kSmallOperand ? Small::kWideX : Large::kWideX);
+  const bool wide = !pairs && (w.top_operand <= kSmallOperand ? Small::kWideX : Large::kWideX);
   with_rows<kMostTileRows>(m, [&](auto rows) {
     if constexpr (Small::kWideX || Large::kWideX) {
       if (wide) return interleave_rows<true, rows.value>(codes, w.depth_padded, words);
@@ -152,11 +152,11 @@ struct WordOrder {
   static void put(const Weight& w, int8_t* codes, int m, int, int64_t row0,
                   const PackedRows& out) {
     using Swept = typename T::template DotFor<255>::Swept;
-    bool rests = false;
+    bool pairs = false;
     if constexpr (Swept::kRestsX) {
-      rests = takes_rests<T>(w, out.rows) && take_rests_of_tile<Swept>(w, codes, m, row0, out);
+      pairs = out.rests && take_rests_of_tile<Swept>(w, codes, m, row0, out);
     }
-    interleave<T>(w, codes, m, rests, out.words + row0 * out.row_words);
+    interleave<T>(w, codes, m, pairs, out.words + row0 * out.row_words);
   }
 };
 

@@ -11,26 +11,24 @@
 namespace nibblas {
 namespace {
 
-constexpr int kSafePair = 128;  // two codes of one sign may be this large together
-
 // Whether a product of so many rows takes rests: not of so few that reading takes longer.
 template <class T>
 bool takes_rests(const Weight& w, int64_t rows) {
   if constexpr (T::template DotFor<255>::Swept::kRestsX) {
     return w.codebook_type == CodebookType::none && w.bits == 8 && w.per_channel &&
-           w.depth_padded <= kSegment && rows >= T::kRestsRows;
+           w.depth_padded > 0 && w.depth_padded <= kSegment && rows >= T::kRestsRows;
   } else {
     return false;
   }
 }
 
 // Rows up to here are swept over short blocks, whose codes are in L1: see depth_block.
-constexpr int64_t kFewRests = 24;
+constexpr int64_t kFewSweptRows = 24;
 
-// Whether rows [row0, row1) sweep the planes: few, or some with rests. Else codes are widened once
-// for all.
+// Whether rows [row0, row1) sweep the planes: few, or some with rests. Else, where all are packed for
+// widening, codes are widened once for all.
 inline bool sweeps_planes(const PackedRows& x, int64_t row0, int64_t row1) {
-  bool some = row1 - row0 <= kFewRests;
+  bool some = row1 - row0 <= kFewSweptRows;
   for (int64_t row = row0; row < row1 && !some; ++row) some = x.rest_counts[row] >= 0;
   return some;
 }
@@ -44,8 +42,8 @@ inline void restore_codes(int8_t* codes, const Rest* rests, int64_t count) {
   }
 }
 
-// Takes the rests of a row's codes away; returns how many words had one, or -1 where that are more
-// than there is room for: then the codes are as they were.
+// Takes the rests of a row's codes away; returns how many words had one, or -1 where there are
+// more than there is room for: then the codes are as they were.
 template <class Dot>
 int32_t take_rests(int8_t* codes, int64_t padded, Rest* rests, int64_t room) {
   int32_t count = 0;

@@ -38,6 +38,7 @@ PackedRows pack_ones(const KernelTable& kernels, Tile tile, const IntegerRowsJob
                      Scratch& scratch, char* own) {
   const Weight& w = *a.weight;
   tile.rows = 1;
+  tile.rests = false;
   int8_t* ones = scratch.get<int8_t>(static_cast<size_t>(std::max<int64_t>(w.depth, 1)));
   std::fill(ones, ones + w.depth, int8_t{1});
   IntegerRowsJob job = {};
@@ -118,6 +119,7 @@ void matmul_integer(const Array& a, const Weight& weight, int center, const Zero
     const Tile pass_tile = kernels.products.tile(w, count);
     pack.packed.rows = count;
     pack.packed.tile_rows = pass_tile.rows;
+    if (!pass_tile.rests) pack.packed.rests = nullptr;
     const int64_t tiles = (count + pass_tile.rows - 1) / pass_tile.rows;
     parallel_for(tiles, p.threads, [&](int64_t t, int thread) {
       kernels.pack_integer_rows(pack, t * pass_tile.rows, own(thread));

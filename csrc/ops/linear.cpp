@@ -95,6 +95,7 @@ void linear(const Array& x, const Weight& w, const Array* bias, Compute compute,
     // A last pass of few rows has another tile than the others: it keeps its rows together.
     const Tile pass_tile = kernels.tile(w, count);
     pack.packed.tile_rows = pass_tile.rows;
+    if (!pass_tile.rests) pack.packed.rests = nullptr;
     const int64_t tiles = (count + pass_tile.rows - 1) / pass_tile.rows;
     parallel_for(tiles, p.threads, [&](int64_t t, int thread) {
       kernels.pack_rows(pack, t * pass_tile.rows, own(thread));

@@ -90,7 +90,6 @@ PackedRows allocate_rows(const Tile& tile, const Weight& w, Compute compute, int
     x.rest_room = x.row_words / tile.x_row_words / kWordsPerRest;
     x.rests = scratch.get<Rest>(static_cast<size_t>(rows * x.rest_room));
     x.rest_counts = scratch.get<int32_t>(static_cast<size_t>(rows));
-    std::fill(x.rest_counts, x.rest_counts + rows, -1);  // a row of ones is not asked
   }
   const bool sums = has_mins(w) && !(integers && w.two_level);
   x.sums = sums ? scratch.get<float>(parameters) : nullptr;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // AVX2 with FMA and F16C: a panel of 16 lanes is two ymm. There is no exact u8 x s8 dot product
 // into int32, so codes take one of four exact ways: small codes add up in int16; 8-bit codes widen,
-// or add up in int16 with halves of a single row of x, or in pairs with rows without their rests.
+// or add up in int16 with halves of a single row of x, or pair by pair with rows whose rests are
+// multiplied apart.
 #pragma once
 
 #include <immintrin.h>
@@ -323,7 +324,7 @@ struct Avx2 {
     static uint32_t large_pairs(const int8_t* x) {
       const auto large = [](__m256i codes) {
         const __m256i sums = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
-        const __m256i too = _mm256_cmpgt_epi16(_mm256_abs_epi16(sums), _mm256_set1_epi16(128));
+        const __m256i too = _mm256_cmpgt_epi16(_mm256_abs_epi16(sums), _mm256_set1_epi16(kSafePair));
         const __m256i either = _mm256_or_si256(too, _mm256_slli_epi32(too, 16));
         return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(either)));
       };

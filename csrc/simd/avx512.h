@@ -233,7 +233,7 @@ struct Avx512 {
     static uint32_t large_pairs(const int8_t* x) {  // see avx2.h
       const I32 sums = _mm512_maddubs_epi16(_mm512_set1_epi8(1), load_i32(x));
       const I32 too = _mm512_movm_epi16(
-          _mm512_cmpgt_epi16_mask(_mm512_abs_epi16(sums), _mm512_set1_epi16(128)));
+          _mm512_cmpgt_epi16_mask(_mm512_abs_epi16(sums), _mm512_set1_epi16(kSafePair)));
       return _mm512_test_epi32_mask(too, too);
     }
     static I32 widen(Acc acc) { return _mm512_madd_epi16(acc, _mm512_set1_epi16(1)); }

@@ -9,6 +9,10 @@
 namespace nibblas {
 namespace {
 
+// Two activation codes of one sign that may be this large together, for any two codes of 8 bits.
+constexpr int kSafePair = 128;
+static_assert(255 * kSafePair <= 32767);
+
 template <class Dot>
 struct DotDefaults {
   using ManyRows = Dot;                 // how codes that are expanded first are multiplied
@@ -90,7 +94,7 @@ struct HalvesDot : I32Dot<T, HalvesDot<T, Narrow>> {
 };
 
 // 8-bit codes and several rows of x: sums of two products of whole codes stay in int16 where the
-// two activation codes are small, -128 .. 128 in all (255 * 128 = 32,640), as nearly all pairs are.
+// two activation codes are small, -128 .. 128 in all (see kSafePair), as nearly all pairs are.
 // What the others have more is taken from them and multiplied apart: see rests.h. So 32 products
 // are three instructions, as few as with saturation; widening takes four.
 template <class T, class Narrow, int rows = 64>
