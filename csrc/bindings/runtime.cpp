@@ -57,7 +57,7 @@ py::dict bound_explain(int64_t rows, const BoundWeight& w, const std::string& co
   result["reason"] =
       std::string(plan.tile.depth == 0
                       ? "few rows: weights are read once, straight from the packed planes; "
-                      : "many rows: they sweep the weights a block at a time, expanded if need be; ") +
+                      : "many rows sweep the weights a block at a time, expanded if need be; ") +
       "threads: " + plan.reason;
   return result;
 }

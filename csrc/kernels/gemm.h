@@ -216,8 +216,8 @@ NIBBLAS_INLINE void multiply_rows(const Source& weights, TileRows x, int m, int6
   });
 }
 
-// Depth [k, k + depth) of such a tile, with the rests of its rows in the last block. `x` begins at the
-// rows' first words. Where those are for widening, codes are widened as they are read.
+// Depth [k, k + depth) of such a tile, with the rests of its rows in the last block. `x` begins at
+// the rows' first words. Where those are for widening, codes are widened as they are read.
 template <class T, class Ops, int kRows, class Source>
 NIBBLAS_INLINE void multiply_block(const Source& weights, int64_t panel, int64_t k, int64_t depth,
                                    const PackedRows& rows, int64_t row, int m, TileRows x,
@@ -310,8 +310,8 @@ void gemm_long_groups(const ProductJob& job, Expand expand, int64_t panel, int64
   constexpr int kRows = tile_rows<T, Ops>(false);
   const int64_t block = depth_block<Ops>(w, row1 - row0);
   const int64_t tiles = (row1 - row0 + job.x.tile_rows - 1) / job.x.tile_rows;
-  // Planes that several tiles sweep are asked for by shares, too (avx2 took 0.81 to 0.93 of the time
-  // so), but not those of four panels at once (avx512vnni from memory: 1.1 to 1.5 of the time).
+  // Planes that several tiles sweep are asked for by shares, too (avx2 took 0.81 to 0.93 of the
+  // time so), but not four panels at once (avx512vnni from memory: 1.1 to 1.5 of the time).
   const bool shares = expand || (Ops::kRestsX && tiles > 1);
   for (int64_t segment = 0; segment < job.x.segments; ++segment) {
     const int64_t begin = segment * job.x.segment;

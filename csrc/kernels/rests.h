@@ -25,8 +25,8 @@ bool takes_rests(const Weight& w, int64_t rows) {
 // Rows up to here are swept over short blocks, whose codes are in L1: see depth_block.
 constexpr int64_t kFewSweptRows = 24;
 
-// Whether rows [row0, row1) sweep the planes: few, or some with rests. Else, where all are packed for
-// widening, codes are widened once for all.
+// Whether rows [row0, row1) sweep the planes: few, or some with rests. Else, where all are packed
+// for widening, codes are widened once for all.
 inline bool sweeps_planes(const PackedRows& x, int64_t row0, int64_t row1) {
   bool some = row1 - row0 <= kFewSweptRows;
   for (int64_t row = row0; row < row1 && !some; ++row) some = x.rest_counts[row] >= 0;

@@ -324,7 +324,8 @@ struct Avx2 {
     static uint32_t large_pairs(const int8_t* x) {
       const auto large = [](__m256i codes) {
         const __m256i sums = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
-        const __m256i too = _mm256_cmpgt_epi16(_mm256_abs_epi16(sums), _mm256_set1_epi16(kSafePair));
+        const __m256i safe = _mm256_set1_epi16(kSafePair);
+        const __m256i too = _mm256_cmpgt_epi16(_mm256_abs_epi16(sums), safe);
         const __m256i either = _mm256_or_si256(too, _mm256_slli_epi32(too, 16));
         return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(either)));
       };
