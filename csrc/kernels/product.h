@@ -43,7 +43,8 @@ bool takes_planes(const Weight& w, int64_t rows) {
 template <class T, class Operands>
 Tile choose_tile(const Weight& w, int64_t rows) {
   using Ops = typename Operands::ManyRows::Ops;
-  const bool rests = Operands::Swept::Ops::kRestsX && takes_rests<T>(w, rows);
+  bool rests = false;
+  if constexpr (Operands::Swept::Ops::kRestsX) rests = takes_rests<T>(w, rows);
   const bool few = !rests && takes_planes<T, Operands>(w, rows);
   Tile tile;
   const bool two_level = w.two_level && !Ops::kFloat;

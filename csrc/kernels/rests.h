@@ -11,15 +11,12 @@
 namespace nibblas {
 namespace {
 
-// Whether a product of so many rows takes rests: not of so few that reading takes longer.
+// Whether a product of so many rows takes rests, on a target that may: not of so few that reading
+// takes longer.
 template <class T>
 bool takes_rests(const Weight& w, int64_t rows) {
-  if constexpr (T::template DotFor<255>::Swept::kRestsX) {
-    return w.codebook_type == CodebookType::none && w.bits == 8 && w.per_channel &&
-           w.depth_padded > 0 && w.depth_padded <= kSegment && rows >= T::kRestsRows;
-  } else {
-    return false;
-  }
+  return w.codebook_type == CodebookType::none && w.bits == 8 && w.per_channel &&
+         w.depth_padded > 0 && w.depth_padded <= kSegment && rows >= T::kRestsRows;
 }
 
 // Rows up to here are swept over short blocks, whose codes are in L1: see depth_block.
