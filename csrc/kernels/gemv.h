@@ -15,8 +15,8 @@ constexpr int64_t kGroupsAtOnce = 16;
 // panels: they share what the first has brought into the caches. More rows are better off with
 // codes that are expanded once for all of them. Integers of 8 bits are operands as they stand, or
 // become them by widening, of which the expansion is no less work (avx2 at 12 rows, avx512 at 48:
-// 0.73 and 0.88 of its time; floats of 8 rows take 0.64 straight). Two-level schemes have borders of
-// their own.
+// 0.73 and 0.88 of its time; floats of 8 rows take 0.64 straight). Two-level schemes have borders
+// of their own.
 template <class T, class Ops>
 int straight_rows(const Weight& w) {
   if (Ops::kWideX) return 2 * T::kStraightRows;
